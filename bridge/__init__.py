@@ -1,0 +1,16 @@
+"""One immutable Module for models of Flax Linen, Flax NNX, dm-haiku, Equinox and PyTorch."""
+
+from bridge.core.editing import tie as tie
+from bridge.core.errors import BridgeError as BridgeError
+from bridge.core.gradients import grad as grad
+from bridge.core.gradients import value_and_grad as value_and_grad
+from bridge.core.kinds import Key as Key
+from bridge.core.kinds import Parameter as Parameter
+from bridge.core.kinds import State as State
+from bridge.core.kinds import collection as collection
+from bridge.core.leaves import ParamInit as ParamInit
+from bridge.core.module import Function as Function
+from bridge.core.module import Module as Module
+from bridge.core.module import plain as plain
+
+__version__ = "0.1.0"

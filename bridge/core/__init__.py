@@ -1,0 +1,1 @@
+"""The Module and everything that works on it; imports no framework."""

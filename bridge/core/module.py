@@ -1,0 +1,267 @@
+"""The Module: what every model of every library becomes."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterable
+from typing import Any, Self
+
+import bridge.core.calling as calling
+from bridge.core.editing import At, freeze, unfreeze
+from bridge.core.errors import FieldError, ImmutableError
+from bridge.core.node import Node, map_children, rebuild, rng_of, spec_of, walk
+from bridge.core.parameters import ParameterTree, trainable, updated
+from bridge.core.rng import attachable
+from bridge.core.show import draw, tabulate
+
+_FOREIGN = ("flax", "haiku", "equinox", "torch")
+
+
+def plain(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a method that works on the module as it is, and not as a call through `apply`.
+
+    >>> import bridge as br
+    >>> class Wide(br.Module):
+    ...     width: int
+    ...     @br.plain
+    ...     def doubled(self):
+    ...         return self.at["width"].set(2 * self.width)
+    >>> Wide(3).doubled().width
+    6
+    """
+    method.__bridge_plain__ = True  # type: ignore[attr-defined]
+    return method
+
+
+def _through_apply(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that runs as part of the call it is in, or as a call of its own."""
+
+    @functools.wraps(method)
+    def entered(self: Any, *args: Any, **kwargs: Any) -> Any:
+        frame = calling.frame_of(self)
+        if frame is None:
+            return calling.call(self, method, args, kwargs)
+        return frame.enter(self, method, args, kwargs)
+
+    return entered
+
+
+def _is_call(name: str, value: Any) -> bool:
+    if not isinstance(value, types.FunctionType) or hasattr(value, "__bridge_plain__"):
+        return False
+    return name == "__call__" or not (name.startswith("_") or name in vars(Module))
+
+
+class Module(Node):
+    """An immutable tree of parameters, states and other modules.
+
+    Subclass it, declare each field with an annotation and write `__call__`:
+
+    >>> import bridge as br, jax, jax.numpy as jnp
+    >>> class Scale(br.Module):
+    ...     factor: br.Parameter
+    ...     calls: br.State
+    ...     def __init__(self):
+    ...         self.factor = br.ParamInit((), jax.nn.initializers.ones)
+    ...         self.calls = 0
+    ...     def __call__(self, x):
+    ...         self.calls = self.calls + 1
+    ...         return self.factor * x
+    >>> module = Scale().init(jax.random.key(0))
+    >>> out, module = module.apply(jnp.array(2.0))
+    >>> float(out), int(module.calls)
+    (2.0, 1)
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name, value in list(vars(cls).items()):
+            if _is_call(name, value):
+                setattr(cls, name, _through_apply(value))
+
+    @classmethod
+    def adopt(cls, value: Any, where: str) -> Node:
+        """The child that a value stands for: a module is itself, a plain function a `Function`."""
+        if isinstance(value, Node):
+            return value
+        library = next((base for t in type(value).__mro__ for base in _FOREIGN if _of(t, base)), None)
+        if library is not None:
+            raise FieldError(
+                f"{where} is declared as a module and holds a {library} {type(value).__name__};"
+                f" wrap it: bridge.wrap(model)"
+            )
+        if not callable(value):
+            raise FieldError(
+                f"{where} is declared as a module and holds a {type(value).__name__} ({value!r});"
+                f" give it a bridge.Module or a function"
+            )
+        return Function(value)
+
+    def init(
+        self,
+        key: Any,
+        *sample: Any,
+        mode: str | None = None,
+        method: str | Callable[..., Any] = "__call__",
+        **kwargs: Any,
+    ) -> Self:
+        """The module with everything made that is not there yet, and nothing else changed.
+
+        `key` is a key or a dict of keys by stream (`"params"` makes parameters). `sample` and `kwargs`
+        are what `method` is called with, arrays or `jax.ShapeDtypeStruct`; they are needed where a
+        wrapped Linen or Haiku model takes its shapes from its input. A part's key depends on its path,
+        so that a new sibling changes no other part. Raises UninitialisedError without a needed sample.
+        """
+        return calling.init(self, key, sample, kwargs, mode=mode, method=method)
+
+    def apply(
+        self,
+        *args: Any,
+        rng: Any = None,
+        mode: str | None = None,
+        method: str | Callable[..., Any] = "__call__",
+        **kwargs: Any,
+    ) -> tuple[Any, Self]:
+        """The output of a method, and the module after it.
+
+        `rng` is a key or a dict of keys by stream; `mode` is "train", "eval", or None for the tree's
+        own. `method` is a name, or a function of the module and the arguments. The module that comes
+        back has the same treedef, so it is a legal `jax.lax.scan` carry. An attached key
+        (`new_state`) that was drawn from comes back advanced.
+        """
+        return calling.apply(self, args, kwargs, rng=rng, mode=mode, method=method)
+
+    def capture(
+        self,
+        *args: Any,
+        paths: Iterable[str],
+        rng: Any = None,
+        mode: str | None = None,
+        method: str | Callable[..., Any] = "__call__",
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The outputs of the modules at `paths` (globs select many) during a call, by path.
+
+        A module that is called again has its later outputs at `path#2`, `path#3`. Raises PathError
+        for a path that no called module has.
+        """
+        return calling.capture(self, args, kwargs, paths, rng=rng, mode=mode, method=method)
+
+    def new_state(self, key: Any, mode: str | None = None) -> Self:
+        """The module with a key (or keys by stream) attached, and a mode unless that is None."""
+        module = _without_rng(self)
+        mode = calling.checked_mode(mode)
+        spec = spec_of(module).replace(mode=mode or spec_of(module).mode)
+        return rebuild(module, spec=spec, rng=attachable(key))
+
+    def train(self) -> Self:
+        """The module in train mode; below a parent, pinned to it."""
+        return self.with_mode("train")
+
+    def eval(self) -> Self:
+        """The module in eval mode; below a parent, pinned to it."""
+        return self.with_mode("eval")
+
+    def with_mode(self, mode: str | None) -> Self:
+        """The module in a mode of its own, or with None in that of its parent."""
+        return rebuild(self, spec=spec_of(self).replace(mode=calling.checked_mode(mode)))
+
+    @property
+    def mode(self) -> str:
+        """The mode of the running call, or else the module's own, or else "eval"."""
+        return spec_of(self).mode or "eval"
+
+    @property
+    def training(self) -> bool:
+        """Whether the mode is "train"."""
+        return self.mode == "train"
+
+    @property
+    def rng(self) -> Any:
+        """The module's key for this call, the same at each read: use it once, or split it."""
+        return self._running("rng").key("default")
+
+    def draw(self, stream: str = "default") -> Any:
+        """A fresh key of a named stream, another one at each draw."""
+        return self._running("draw()").draw(stream)
+
+    def _running(self, what: str) -> calling.Frame:
+        frame = calling.frame_of(self)
+        if frame is None:
+            raise ImmutableError(
+                f"{type(self).__name__}.{what} exists only while apply runs the module, and this one"
+                f" is outside of a call, or went through an inner jax.jit as an ordinary pytree;"
+                f" draw before that and pass the key in"
+            )
+        return frame
+
+    def parameters(self) -> ParameterTree:
+        """What is trained: the same structure with None for every other leaf; no callable.
+
+        Arrays are shared with the module. Fields are read as on the module: `grads.encoder.scale`.
+        """
+        return trainable(self)
+
+    def update(self, params: ParameterTree) -> Self:
+        """The module with every leaf of `params` that is not None in its place.
+
+        Raises StructureError, with the paths, where structure or shapes differ.
+        """
+        return updated(self, params)
+
+    def freeze(self, *patterns: str) -> Self:
+        """The module with the parameters that the patterns select (none: all) no longer trained."""
+        return freeze(self, patterns)
+
+    def unfreeze(self, *patterns: str) -> Self:
+        """The module with the parameters that the patterns select (none: all) trained again."""
+        return unfreeze(self, patterns)
+
+    @property
+    def at(self) -> At[Self]:
+        """Access by path: `module.at["encoder.0"].get()`, `.set(new)`, `.apply(f)`; globs too."""
+        return At(self)
+
+    def grad(self, *args: Any, **kwargs: Any) -> ParameterTree:
+        """The gradient of the module's scalar output with respect to `parameters()`."""
+        from bridge.core.gradients import grad
+
+        return grad(lambda module: module(*args, **kwargs))(self)
+
+    def summary(self) -> str:
+        """A table of every array: path, kind, shape, dtype, and the totals."""
+        return tabulate(self)
+
+    def extra_repr(self) -> str:
+        """What stands between the brackets of the module's line in its repr."""
+        return ""
+
+    def __repr__(self) -> str:
+        return draw(self)
+
+
+def _of(cls: type, library: str) -> bool:
+    return cls.__module__ == library or cls.__module__.startswith(library + ".")
+
+
+def _without_rng(module: Any) -> Any:
+    if not any(rng_of(node) is not None for _, node in walk(module)):
+        return module
+    changes = map_children(module, lambda _, child: _without_rng(child))
+    return rebuild(module, rng=None, **changes)
+
+
+class Function(Module):
+    """A plain function as a module without parameters: activations and reshapes among the layers."""
+
+    function: Callable
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the function returns."""
+        return self.function(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        """The function's name."""
+        return getattr(self.function, "__name__", repr(self.function))
+

@@ -1,0 +1,503 @@
+"""The immutable tree node under every Module: its fields, its pytree side, and how it is rebuilt."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import jax
+from jax.tree_util import GetAttrKey
+
+import bridge.core.paths as paths
+from bridge.core.errors import FieldError, ImmutableError, SharingError
+from bridge.core.kinds import BY_FIRST_KEY, CHILD, STATIC, Field, Kind, default_factory, fields_of
+from bridge.core.leaves import (
+    PLACEHOLDERS,
+    Frozen,
+    Leaves,
+    as_array,
+    freeze_containers,
+    is_array,
+    leaves_of,
+    map_leaves,
+    segments,
+)
+from bridge.core.paths import Path
+from bridge.core.spec import Spec, intern
+
+_new = object.__new__
+
+
+class _StaticField:
+    """Reads a static field from the interned spec; while `__init__` runs, from the instance."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, node: Any, owner: type | None = None) -> Any:
+        if node is None:
+            return self
+        try:
+            return node.__dict__["_spec"].statics[self.name]
+        except KeyError:
+            raise AttributeError(
+                f"{type(node).__name__}.{self.name} is read before `__init__` has set it"
+            ) from None
+
+
+@typing.dataclass_transform(field_specifiers=(dataclasses.field,))
+class NodeType(type):
+    """Makes the class of a node: takes defaults out of the body and seals each new instance."""
+
+    def __new__(
+        mcs, name: str, bases: tuple[type, ...], body: dict[str, Any], **options: Any
+    ) -> NodeType:
+        annotations = body.get("__annotations__", {})
+        defaults = {}
+        for field_name in [*annotations]:
+            if field_name in body and "ClassVar" not in str(annotations[field_name]):
+                defaults[field_name] = default_factory(body.pop(field_name))
+        body["_defaults"] = defaults
+        frame = inspect.currentframe()
+        caller = frame.f_back if frame else None
+        if caller is not None and caller.f_code.co_name != "<module>":
+            # A class made inside a function may name its neighbours in string annotations.
+            body["_scope"] = {**caller.f_locals}
+        return super().__new__(mcs, name, bases, body, **options)
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        """A sealed instance: every field set, checked and immutable from here on."""
+        cls.prepare()
+        node = _new(cls)
+        node.__init__(*args, **kwargs)
+        return seal(node)
+
+    def prepare(cls) -> None:
+        """Reads the annotations and registers the pytree, once, when the class is first used."""
+        if "_fields" in cls.__dict__:
+            return
+        fields = fields_of(cls, Node)
+        cls._fields = {field.name: field for field in fields}  # type: ignore[attr-defined]
+        cls._dynamic = tuple(f.name for f in fields if f.kind != STATIC)  # type: ignore[attr-defined]
+        for field in fields:
+            if field.kind == STATIC:
+                setattr(cls, field.name, _StaticField(field.name))
+        _register(cls)
+
+
+def _register(cls: Any) -> None:
+    """Registers a class with flatten and unflatten written out for its own fields."""
+    names = cls._dynamic
+    reads = ", ".join(f"d[{name!r}]" for name in names)
+    comma = "," if names else ""
+    targets = f"{', '.join(f'd[{name!r}]' for name in names)}{comma} = children" if names else "pass"
+    keyed_targets = f"{', '.join(f'd[{name!r}]' for name in (*names, '_rng'))}, = children"
+    source = f"""
+def flatten(node):
+    d = node.__dict__
+    spec = d["_spec"]
+    if spec.keyed:
+        return ({reads}{comma} d["_rng"]), spec
+    return ({reads}{comma}), spec
+
+def unflatten(spec, children):
+    node = new(cls)
+    d = node.__dict__
+    d["_spec"] = spec
+    if spec.keyed:
+        {keyed_targets}
+    else:
+        {targets}
+    return node
+"""
+    if not names:
+        source = source.replace('( d["_rng"])', '(d["_rng"],)')
+    scope: dict[str, Any] = {"new": _new, "cls": cls}
+    exec(source, scope)
+    keys = tuple(GetAttrKey(name) for name in (*names, "_rng"))
+
+    def flatten_with_keys(node: Any) -> tuple[Any, Spec]:
+        children, spec = scope["flatten"](node)
+        return tuple(zip(keys, children, strict=False)), spec
+
+    jax.tree_util.register_pytree_with_keys(
+        cls, flatten_with_keys, scope["unflatten"], scope["flatten"]
+    )
+
+
+class Node(metaclass=NodeType):
+    """An immutable node of a tree. `Module` adds everything that a user calls."""
+
+    _fields: ClassVar[Mapping[str, Field]]
+    _dynamic: ClassVar[tuple[str, ...]]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Takes the fields in their order, as a dataclass does."""
+        for name, value in _bind(type(self), args, kwargs).items():
+            setattr(self, name, value)
+        self.__post_init__()
+
+    def __post_init__(self) -> None:
+        """Runs after the generated `__init__`, to derive fields from fields."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        state = self.__dict__
+        field = type(self)._fields.get(name)
+        if field is None:
+            raise FieldError(_undeclared(type(self), name))
+        if "_frame" in state:
+            state["_frame"].write(self, field, value)
+        elif "_spec" in state:
+            raise ImmutableError(
+                f"{type(self).__name__}.{name} cannot be assigned: a Module never changes. Use"
+                f" module = module.at[{name!r}].set(value), or assign a State field inside apply"
+            )
+        else:
+            state[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        raise ImmutableError(f"{type(self).__name__}.{name} cannot be deleted: a Module never changes")
+
+    def __reduce__(self) -> Any:
+        return _revive, (self.__dict__["_spec"], field_values(self), self.__dict__.get("_rng"))
+
+    def __copy__(self) -> Any:
+        return self
+
+    @classmethod
+    def adopt(cls, value: Any, where: str) -> Node:
+        """The child that a value stands for; Module overrides it to take functions as well."""
+        if isinstance(value, Node):
+            return value
+        raise FieldError(f"{where} is declared as a module and holds a {type(value).__name__}")
+
+
+class Alias(Node):
+    """Stands where a shared module stands again: it is kept `up` levels higher, then down `path`."""
+
+    up: int
+    path: tuple
+
+    def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
+        """Raises SharingError: alone, an alias has no parameters."""
+        raise SharingError(self._explanation("called"))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise SharingError(self._explanation(f"asked for .{name}"))
+
+    def _explanation(self, what: str) -> str:
+        return (
+            f"this place holds a shared module, which is kept at {paths.join(self.path)!r} of the"
+            f" module {self.up} levels above; it was {what} alone. Go through the module that holds"
+            f" both: whole.at[path].get() reads it, whole.apply(..., method=lambda m, x: ...) calls it"
+        )
+
+
+def _bind(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    fields = cls._fields  # type: ignore[attr-defined]
+    required = inspect.Parameter.empty
+    parameters = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=field.default if field.default else required,
+        )
+        for field in sorted(fields.values(), key=lambda field: field.default is not None)
+    ]
+    try:
+        bound = inspect.Signature(parameters).bind(*args, **kwargs)
+    except TypeError as error:
+        names = ", ".join(fields)
+        raise FieldError(f"{cls.__name__}({names}): {error}") from None
+    made = {f.name: f.default() for f in fields.values() if f.default and f.name not in bound.arguments}
+    return {**made, **bound.arguments}
+
+
+def _undeclared(cls: type, name: str) -> str:
+    close = difflib.get_close_matches(name, cls._fields, n=1)  # type: ignore[attr-defined]
+    meant = f" Did you mean {close[0]!r}?" if close else ""
+    return (
+        f"{cls.__name__}.{name} is not declared.{meant} Declare it in the class body, for example"
+        f" `{name}: bridge.Parameter` (trained), `{name}: bridge.State` (carried),"
+        f" `{name}: bridge.Module` (a child) or `{name}: int` (static)"
+    )
+
+
+def seal(node: Any) -> Any:
+    """A node whose `__init__` has run, checked field by field and shared parts made aliases."""
+    cls = type(node)
+    state = node.__dict__
+    statics: dict[str, Any] = {}
+    values: dict[str, Any] = {}
+    for field in cls._fields.values():
+        if field.name not in state:
+            if field.default is None:
+                raise FieldError(f"{cls.__name__}.{field.name} is declared and never set in __init__")
+            state[field.name] = field.default()
+        if field.kind == STATIC:
+            statics[field.name] = checked_static(state[field.name], cls, field.name)
+        else:
+            values[field.name] = checked(state[field.name], field, cls)
+    return share(build(intern(cls, statics), values))
+
+
+def checked_static(value: Any, cls: type, name: str) -> Any:
+    """A static value; raises FieldError where it holds a module."""
+    holds = value if isinstance(value, (list, tuple)) else [value]
+    items = list(value.values()) if isinstance(value, dict) else holds
+    if any(isinstance(item, Node) for item in items):
+        raise FieldError(
+            f"{cls.__name__}.{name} is a static field and holds a module; annotate it as"
+            f" `{name}: bridge.Module`, `list[bridge.Module]` or `dict[str, bridge.Module]`"
+        )
+    return value
+
+
+def checked(value: Any, field: Field, cls: Any) -> Any:
+    """The value of a dynamic field with its arrays converted and its containers frozen."""
+    where = f"{cls.__name__}.{field.name}"
+    if field.kind == CHILD:
+        return _adopted(value, cls, where)
+    value = freeze_containers(value)
+    if is_array(value) or isinstance(value, (Leaves, *PLACEHOLDERS)):
+        return value if not is_array(value) else as_array(value, where)
+    return map_leaves(
+        value, lambda _, leaf: leaf if isinstance(leaf, PLACEHOLDERS) else as_array(leaf, where)
+    )
+
+
+def _adopted(value: Any, cls: Any, where: str) -> Any:
+    if value is None or isinstance(value, Node):
+        return value
+    if type(value) in (list, tuple):
+        return tuple(_adopted(item, cls, f"{where}.{i}") for i, item in enumerate(value))
+    if type(value) in (dict, Frozen):
+        return freeze_containers({k: _adopted(item, cls, f"{where}.{k}") for k, item in value.items()})
+    return cls.adopt(value, where)
+
+
+def build(spec: Spec, values: Mapping[str, Any], rng: Any = None) -> Any:
+    """The node of a spec and its dynamic fields, unchecked; keyed exactly if `rng` is given."""
+    spec = spec if spec.keyed == (rng is not None) else spec.replace(keyed=rng is not None)
+    node = _new(spec.cls)
+    node.__dict__.update(values)
+    node.__dict__["_spec"] = spec
+    if rng is not None:
+        node.__dict__["_rng"] = rng
+    return node
+
+
+def _revive(spec: Spec, values: Mapping[str, Any], rng: Any) -> Any:
+    spec.cls.prepare()  # type: ignore[attr-defined]
+    return build(spec, values, rng)
+
+
+def spec_of(node: Any) -> Spec:
+    """The static side of a node."""
+    return node.__dict__["_spec"]
+
+
+def rng_of(node: Any) -> Any:
+    """The key or keys attached to a node, None where there are none."""
+    return node.__dict__.get("_rng")
+
+
+def field_values(node: Any) -> dict[str, Any]:
+    """The dynamic fields of a node, by name."""
+    state = node.__dict__
+    return {name: state[name] for name in type(node)._dynamic}
+
+
+def rebuild(node: Any, **changes: Any) -> Any:
+    """The node with some dynamic fields, `spec` or `rng` changed; itself where nothing differs."""
+    spec = changes.pop("spec", spec_of(node))
+    rng = changes.pop("rng", rng_of(node))
+    values = field_values(node)
+    if spec is spec_of(node) and rng is rng_of(node):
+        if all(values[name] is value for name, value in changes.items()):
+            return node
+    return build(spec, {**values, **changes}, rng)
+
+
+def children_of(node: Any) -> Iterator[tuple[Path, Any]]:
+    """Each direct child with its path below the node, through lists, tuples and dicts."""
+    for name, field in type(node)._fields.items():
+        if field.kind == CHILD:
+            yield from _nodes_in(node.__dict__[name], (name,))
+
+
+def _nodes_in(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+    if isinstance(value, Node):
+        yield path, value
+    elif isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from _nodes_in(item, (*path, str(index)))
+    elif isinstance(value, dict):
+        for key in sorted(value):
+            yield from _nodes_in(value[key], (*path, key))
+
+
+def map_children(node: Any, change: Callable[[Path, Any], Any], path: Path = ()) -> dict[str, Any]:
+    """The child fields of a node with each child replaced by `change(path, child)`."""
+    return {
+        name: _map_nodes(node.__dict__[name], change, (*path, name))
+        for name, field in type(node)._fields.items()
+        if field.kind == CHILD
+    }
+
+
+def _map_nodes(value: Any, change: Callable[[Path, Any], Any], path: Path) -> Any:
+    if isinstance(value, Node):
+        return change(path, value)
+    if isinstance(value, tuple):
+        items = [_map_nodes(item, change, (*path, str(i))) for i, item in enumerate(value)]
+        same = all(new is old for new, old in zip(items, value, strict=True))
+        return value if same else tuple(items)
+    if isinstance(value, dict):
+        return Frozen({k: _map_nodes(item, change, (*path, k)) for k, item in value.items()})
+    return value
+
+
+def walk(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """The node and everything below it, parents first, each with its path."""
+    yield path, node
+    for below, child in children_of(node):
+        yield from walk(child, (*path, *below))
+
+
+def find(node: Any, path: Path) -> Any:
+    """What stands at a path: a module, an array, or a container; raises LookupError if nothing."""
+    value = node
+    for position, segment in enumerate(path):
+        if isinstance(value, Node) and segment in type(value)._fields:
+            value = getattr(value, segment)
+        elif isinstance(value, Leaves):
+            rest = path[position:]
+            found = [leaf for where, leaf in value.items() if where == rest]
+            if found:
+                return found[0]
+            raise LookupError(paths.join(path))
+        else:
+            value = _inside(value, segment, path)
+    return value
+
+
+def _inside(value: Any, segment: str, path: Path) -> Any:
+    """One step into a container or a library's own pytree."""
+    if isinstance(value, dict) and segment in value:
+        return value[segment]
+    if isinstance(value, tuple) and segment.isdigit() and int(segment) < len(value):
+        return value[int(segment)]
+    if value is None or is_array(value) or isinstance(value, (Node, *PLACEHOLDERS)):
+        raise LookupError(paths.join(path))
+    keyed, _ = jax.tree_util.tree_flatten_with_path(value, is_leaf=lambda part: part is not value)
+    for keys, part in keyed:
+        if segments(keys) == (segment,):
+            return part
+    raise LookupError(paths.join(path))
+
+
+def share(root: Any) -> Any:
+    """The tree with each module that stands in it again replaced by an alias of its first place."""
+    seen: dict[int, Path] = {}
+
+    def visit(path: Path, node: Any) -> Any:
+        if isinstance(node, Alias):
+            return node
+        if id(node) in seen and node is not root:
+            up, down = paths.relative(path, seen[id(node)])
+            return Alias(up=up, path=down)
+        seen[id(node)] = path
+        changes = map_children(node, visit, path)
+        return rebuild(node, **changes)
+
+    return visit((), root)
+
+
+def owner_path(position: Path, reference: Any, root: Any) -> Path:
+    """The path at which what an alias or a tied array stands for is kept, through aliases.
+
+    Raises SharingError where that place is not in the tree.
+    """
+    try:
+        path = paths.absolute(position, reference.up, reference.path)
+        return direct(root, path)
+    except LookupError:
+        raise SharingError(
+            f"{paths.name(position)} is shared with a place {reference.up} levels above it, at"
+            f" {paths.join(reference.path)!r}, which is not in this module. Call or read it through"
+            f" the module that holds both"
+        ) from None
+
+
+def direct(root: Any, path: Path) -> Path:
+    """The path with every alias on the way replaced by the place it stands for."""
+    for length in range(1, len(path) + 1):
+        try:
+            value = find(root, path[:length])
+        except LookupError:
+            break
+        if isinstance(value, Alias):
+            return direct(root, (*owner_path(path[:length], value, root), *path[length:]))
+    find(root, path)
+    return path
+
+
+class Entry(typing.NamedTuple):
+    """One array of a tree: where it is, what it is for, and in which node it stands."""
+
+    path: Path
+    kind: Kind
+    value: Any
+    node: Any
+    within: Path
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the array or something that holds it is frozen."""
+        frozen = spec_of(self.node).frozen
+        return bool(frozen) and any(paths.below(self.within, prefix) for prefix in frozen)
+
+    @property
+    def trained(self) -> bool:
+        """Whether an optimizer sees the array."""
+        return self.kind.name == "parameter" and not self.frozen and is_array(self.value)
+
+
+def entries(root: Any) -> Iterator[Entry]:
+    """Every array and placeholder of a tree with its path and kind, parents first."""
+    for path, node in walk(root):
+        for name, field in type(node)._fields.items():
+            if field.kind in (STATIC, CHILD):
+                continue
+            for below, value in leaves_of(node.__dict__[name]):
+                kind = field.kind
+                if kind.collection == BY_FIRST_KEY and below:
+                    kind = Kind(kind.name, below[0])
+                yield Entry((*path, name, *below), kind, value, node, (name, *below))
+
+
+def map_entries(root: Any, change: Callable[[Path, Any], Any]) -> Any:
+    """The tree with every array and placeholder replaced by `change(path, value)`."""
+
+    def visit(path: Path, node: Any) -> Any:
+        changes = map_children(node, visit, path)
+        for name, field in type(node)._fields.items():
+            if field.kind not in (STATIC, CHILD):
+                mapped = functools.partial(_prefixed, change, (*path, name))
+                changes[name] = map_leaves(node.__dict__[name], mapped)
+        return rebuild(node, **changes)
+
+    return visit((), root)
+
+
+def _prefixed(change: Callable[[Path, Any], Any], prefix: Path, path: Path, leaf: Any) -> Any:
+    return change((*prefix, *path), leaf)
+

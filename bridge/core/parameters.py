@@ -1,0 +1,226 @@
+"""What an optimizer sees of a module: its structure with None where nothing is trained."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.tree_util import GetAttrKey
+
+import bridge.core.paths as paths
+from bridge.core.errors import StructureError, listed
+from bridge.core.kinds import CHILD, STATIC
+from bridge.core.leaves import Frozen, Leaves, is_array, leaves_of, map_leaves
+from bridge.core.node import Alias, Entry, Node, entries, field_values, rebuild, spec_of
+from bridge.core.paths import Path
+from bridge.core.spec import Spec
+
+
+class ParameterTree:
+    """The parameters of a module, in its structure: read fields as on the module itself.
+
+    It cannot be called, on purpose: `optax.multi_transform` calls a label tree that can.
+    """
+
+    __slots__ = ("children", "spec")
+
+    children: tuple[Any, ...]
+    spec: Spec
+
+    def __init__(self, children: tuple[Any, ...], spec: Spec) -> None:
+        object.__setattr__(self, "children", children)
+        object.__setattr__(self, "spec", spec)
+
+    def __getattr__(self, name: str) -> Any:
+        names = self.spec.cls._dynamic  # type: ignore[attr-defined]
+        if name in names:
+            return self.children[names.index(name)]
+        raise AttributeError(f"the parameters of {self.spec.cls.__name__} have no field {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"parameters never change; {name!r} cannot be assigned")
+
+    def __reduce__(self) -> Any:
+        return ParameterTree, (self.children, self.spec)
+
+    def __repr__(self) -> str:
+        lines = [
+            f"  {paths.join(path)}: {getattr(leaf, 'dtype', leaf)}{list(getattr(leaf, 'shape', ()))}"
+            for path, leaf in parameter_entries(self)
+        ]
+        return "\n".join([f"parameters of {self.spec.cls.__name__} (", *lines, ")"])
+
+
+def _keyed(tree: ParameterTree) -> Any:
+    names = tree.spec.cls._dynamic  # type: ignore[attr-defined]
+    pairs = zip(names, tree.children, strict=True)
+    return tuple((GetAttrKey(name), child) for name, child in pairs), tree.spec
+
+
+jax.tree_util.register_pytree_with_keys(
+    ParameterTree,
+    _keyed,
+    lambda spec, children: ParameterTree(tuple(children), spec),
+    lambda tree: (tree.children, tree.spec),
+)
+
+
+def trainable(module: Any) -> ParameterTree:
+    """The parameters of a module; see `Module.parameters`."""
+    return project(module, lambda entry: entry.value if entry.trained else None)
+
+
+def project(module: Any, choose: Callable[[Entry], Any]) -> ParameterTree:
+    """The structure of a module with `choose(entry)` in the place of each array."""
+    chosen = {entry.path: choose(entry) for entry in entries(module)}
+
+    def visit(node: Any, path: Path) -> ParameterTree:
+        children = []
+        for name, value in field_values(node).items():
+            at = (*path, name)
+            if type(node)._fields[name].kind == CHILD:
+                children.append(_map_children_values(value, visit, at))
+            else:
+                children.append(map_leaves(value, functools.partial(_chosen, chosen, at)))
+        # Modes, keys and freezing are no part of what an optimizer compares.
+        return ParameterTree(tuple(children), spec_of(node).bare())
+
+    return visit(module, ())
+
+
+def _chosen(chosen: dict[Path, Any], prefix: Path, path: Path, leaf: Any) -> Any:
+    return chosen.get((*prefix, *path))
+
+
+def _map_children_values(value: Any, visit: Callable[[Any, Path], Any], path: Path) -> Any:
+    if isinstance(value, (Node, ParameterTree)):
+        return visit(value, path)
+    if isinstance(value, tuple):
+        items = enumerate(value)
+        return tuple(_map_children_values(item, visit, (*path, str(i))) for i, item in items)
+    if isinstance(value, dict):
+        items = {k: _map_children_values(item, visit, (*path, k)) for k, item in value.items()}
+        return Frozen(items)
+    return value
+
+
+def parameter_entries(tree: ParameterTree, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Each leaf of a parameter tree with its path in the module."""
+    fields = tree.spec.cls._fields  # type: ignore[attr-defined]
+    names = [name for name, field in fields.items() if field.kind != STATIC]
+    for name, value in zip(names, tree.children, strict=True):
+        if fields[name].kind == CHILD:
+            for at, child in _trees_in(value, (*path, name)):
+                yield from parameter_entries(child, at)
+        else:
+            for below, leaf in leaves_of(value):
+                yield (*path, name, *below), leaf
+
+
+def _trees_in(value: Any, path: Path) -> Iterator[tuple[Path, ParameterTree]]:
+    if isinstance(value, ParameterTree):
+        yield path, value
+    elif isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from _trees_in(item, (*path, str(index)))
+    elif isinstance(value, dict):
+        for key in sorted(value):
+            yield from _trees_in(value[key], (*path, key))
+
+
+def updated(module: Any, params: Any) -> Any:
+    """The module with the leaves of `params` in place of its own; see `Module.update`."""
+    if not isinstance(params, ParameterTree):
+        raise StructureError(
+            f"update takes what module.parameters() gives, a ParameterTree; it was given a"
+            f" {type(params).__name__}"
+        )
+    problems: list[str] = []
+
+    def visit(node: Any, tree: Any, path: Path) -> Any:
+        if not isinstance(tree, ParameterTree) or tree.spec is not spec_of(node).bare():
+            came = tree.spec.cls.__name__ if isinstance(tree, ParameterTree) else tree
+            problems.append(
+                f"{paths.name(path)}: the module has a {type(node).__name__}, the parameters are"
+                f" those of a {came}" + _static_difference(spec_of(node), tree)
+            )
+            return node
+        changes = {}
+        for (name, value), new in zip(field_values(node).items(), tree.children, strict=True):
+            at = (*path, name)
+            if type(node)._fields[name].kind == CHILD:
+                changes[name] = _zip_children(value, new, visit, at, problems)
+            else:
+                changes[name] = _merged(value, new, at, problems)
+        return rebuild(node, **changes)
+
+    result = visit(module, params, ())
+    if problems:
+        raise StructureError(
+            "these parameters do not fit the module:\n"
+            + listed(problems)
+            + "\nTake them from a module of the same structure: module.parameters()"
+        )
+    return result
+
+
+def _static_difference(spec: Spec, tree: Any) -> str:
+    if not isinstance(tree, ParameterTree) or tree.spec.cls is not spec.cls:
+        return ""
+    other = tree.spec.statics
+    names = [name for name in spec.statics if spec.statics[name] != other.get(name)]
+    return f" with another {', '.join(names)}" if names else ""
+
+
+def _zip_children(value: Any, new: Any, visit: Any, path: Path, problems: list[str]) -> Any:
+    if isinstance(value, Alias):
+        return value
+    if isinstance(value, Node):
+        return visit(value, new, path)
+    if isinstance(value, tuple) and isinstance(new, tuple) and len(value) == len(new):
+        pairs = enumerate(zip(value, new, strict=True))
+        items = [_zip_children(a, b, visit, (*path, str(i)), problems) for i, (a, b) in pairs]
+        same = all(made is old for made, old in zip(items, value, strict=True))
+        return value if same else tuple(items)
+    if isinstance(value, dict) and isinstance(new, dict) and set(value) == set(new):
+        items = {k: _zip_children(value[k], new[k], visit, (*path, k), problems) for k in value}
+        return Frozen(items)
+    if value is not None:
+        problems.append(f"{paths.name(path)}: the containers differ")
+    return value
+
+
+def _merged(value: Any, new: Any, path: Path, problems: list[str]) -> Any:
+    """A field's value with the arrays of `new`, which has None where nothing is to change."""
+    if new is None:
+        return value
+    if is_array(value):
+        return _replaced(value, new, path, problems)
+    if isinstance(value, Leaves) and isinstance(new, Leaves) and value.layout is new.layout:
+        if all(leaf is None for leaf in new.values):
+            return value
+        triples = zip(value.layout.paths, value.values, new.values, strict=True)
+        merged = (_replaced(a, b, (*path, *below), problems) for below, a, b in triples)
+        return Leaves(merged, value.layout)
+    incoming = dict(leaves_of(new))
+    if not incoming:
+        return value
+    unknown = set(incoming) - {below for below, _ in leaves_of(value)}
+    problems.extend(f"{paths.join((*path, *below))}: not in the module" for below in sorted(unknown))
+    return map_leaves(
+        value, lambda below, leaf: _replaced(leaf, incoming.get(below), (*path, *below), problems)
+    )
+
+
+def _replaced(old: Any, new: Any, path: Path, problems: list[str]) -> Any:
+    if new is None:
+        return old
+    shapes = getattr(old, "shape", None), getattr(new, "shape", None)
+    if None not in shapes and shapes[0] != shapes[1]:
+        problems.append(
+            f"{paths.join(path)}: the module has shape {tuple(shapes[0])}, the parameters"
+            f" {tuple(shapes[1])}"
+        )
+    return new

@@ -1,0 +1,163 @@
+"""What the modules of all adapters have in common: one model of another library as a Module."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import jax
+
+import bridge.core.paths as paths
+import bridge.core.calling as calling
+from bridge.core.calling import Frame, frame_of
+from bridge.core.errors import MissingRngError, TraceError, UninitialisedError
+from bridge.core.kinds import BY_FIRST_KEY, Kind, Parameter
+from bridge.core.leaves import Lazy, Leaves
+from bridge.core.module import Module, plain
+
+States = Annotated[jax.Array, Kind("state", BY_FIRST_KEY)]
+"""Annotation of a state field whose collections are the first keys of its tree."""
+
+# The spellings of the train flag in the field's libraries, and whether True means training.
+TRAIN_FLAGS: Mapping[str, bool] = {
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
+    "use_running_average": False,
+    "inference": False,
+}
+
+
+class Opaque:
+    """A library's own object among the statics: compared by value where it can be hashed.
+
+    An object without a hash is compared by identity, so that a model with a dict among its attributes
+    still works; two of them built alike are then two treedefs.
+    """
+
+    __slots__ = ("hashed", "value")
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        try:
+            self.hashed = hash(value)
+        except TypeError:
+            self.hashed = None
+
+    def __hash__(self) -> int:
+        return id(self.value) if self.hashed is None else self.hashed
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Opaque) or type(self.value) is not type(other.value):
+            return False
+        return self.value is other.value or (self.hashed is not None and self.value == other.value)
+
+    def __repr__(self) -> str:
+        return f"{type(self.value).__name__}"
+
+
+class Wrapped(Module):
+    """A model of another library: its parameters, its state, and its own forward.
+
+    An adapter's subclass says how the library runs a method (`run`) and, where the library makes its
+    parameters from an input, how it makes them (`make`).
+    """
+
+    model: Opaque
+    params: Parameter
+    state: States
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model's own call returns."""
+        return self.invoke("__call__", args, kwargs)
+
+    def invoke(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What a method of the model returns; its state updates go into this module's state."""
+        frame = self._running(method)
+        if isinstance(self.params, Lazy) and frame.initialising:
+            params, state = self.make(frame, method, args, kwargs)
+            frame.fill(self, params=Leaves.of(params), state=Leaves.of(state))
+        if isinstance(self.params, Lazy):
+            raise UninitialisedError(
+                f"{paths.name(frame.path)} is not initialised; type"
+                f" module = module.init(key, *sample) first"
+            )
+        out, state = self.run(frame, method, args, kwargs)
+        self._keep(frame, state)
+        return out
+
+    def _keep(self, frame: Frame, state: Any) -> None:
+        """Writes the state that a call left, where it is another one than before."""
+        before: Any = self.state
+        after = before.replace(state)
+        same = len(after.values) == len(before.values) and all(
+            new is old for new, old in zip(after.values, before.values, strict=True)
+        )
+        if not same or after.layout is not before.layout:
+            self.state = after
+
+    @plain
+    def make(self, frame: Frame, method: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The first params and state of a model that makes them from an input."""
+        raise NotImplementedError
+
+    @plain
+    def run(self, frame: Frame, method: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The output of a method of the model, and the model's state after it."""
+        raise NotImplementedError
+
+    @plain
+    def native(self) -> Any:
+        """The library's own form of what this module holds."""
+        raise NotImplementedError
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name in type(self)._fields:
+            raise AttributeError(name)
+        model = self.model.value
+        method = getattr(type(model), name, None)
+        if not callable(method):
+            raise AttributeError(
+                f"the wrapped {type(model).__name__} has no method {name!r}; its arrays are read by"
+                f" path: module.at['params...'].get()"
+            )
+        call = functools.partial(_invoke, name)
+        frame = frame_of(self)
+        if frame is not None:
+            return lambda *args, **kwargs: frame.enter(self, call, args, kwargs)
+        return lambda *args, **kwargs: calling.call(self, call, args, kwargs)
+
+    def extra_repr(self) -> str:
+        """The class of the wrapped model."""
+        return type(self.model.value).__name__
+
+
+def _invoke(name: str, module: Any, *args: Any, **kwargs: Any) -> Any:
+    return module.invoke(name, args, kwargs)
+
+
+def train_flags(
+    function: Callable[..., Any], given: Mapping[str, Any], training: bool
+) -> dict[str, bool]:
+    """The train flag of a call in the spelling of the function's signature, unless it was given."""
+    parameters = inspect.signature(function).parameters
+    return {
+        name: training == means_training
+        for name, means_training in TRAIN_FLAGS.items()
+        if name in parameters and name not in given
+    }
+
+
+def key_or_none(frame: Frame, stream: str = "default") -> tuple[Any, Exception | None]:
+    """The key to hand to a library, or None and the error to raise if the library then draws.
+
+    A library that draws nothing must not be refused for lack of a key, so the error waits.
+    """
+    try:
+        return frame.key(stream), None
+    except (MissingRngError, TraceError) as error:
+        return None, error
+
