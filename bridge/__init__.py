@@ -9,8 +9,12 @@ from bridge.core.kinds import Parameter as Parameter
 from bridge.core.kinds import State as State
 from bridge.core.kinds import collection as collection
 from bridge.core.leaves import ParamInit as ParamInit
+from bridge.core.lifted import remat as remat
+from bridge.core.lifted import scan as scan
+from bridge.core.lifted import vmap as vmap
 from bridge.core.module import Function as Function
 from bridge.core.module import Module as Module
 from bridge.core.module import plain as plain
+from bridge.core.optimizer import Optimizer as Optimizer
 
 __version__ = "0.1.0"

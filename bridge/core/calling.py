@@ -58,6 +58,7 @@ class Run:
         self.captured: dict[str, Any] = {}
         self.seen: list[str] = []
         self.opened: dict[Path, Any] = {}
+        self.trace = current_trace()
         self.finished = False
 
     def record(self, path: Path, value: Any) -> None:
@@ -124,10 +125,11 @@ class Frame:
     def record(self, below: Path, value: Any) -> None:
         """Keeps an output of this node, or of a part `below` it, for `capture`."""
         path = (*self.path, *below)
-        if self.lifts and any(_selects(pattern, path) for pattern in self.run.wanted or ()):
+        wanted = any(_selects(pattern, path) for pattern in self.run.wanted or ())
+        if wanted and self.run.trace != current_trace():
             raise TraceError(
-                f"{paths.name(path)} runs inside bridge.scan, bridge.vmap or bridge.remat, where its"
-                f" output cannot be captured; return it from the lifted function instead"
+                f"{paths.name(path)} runs inside a JAX transform (scan, vmap, checkpoint) that was"
+                f" started during the call, where its output cannot be captured; return it instead"
             )
         self.run.record(path, value)
 
@@ -173,8 +175,13 @@ class Frame:
         return {name: place_key(key, self.path) for name, key in self.run.init_key.items()}
 
     def fill(self, node: Any, **values: Any) -> None:
-        """Gives a lazy node of the private copy its first values, which `init` keeps."""
-        node.__dict__.update(values)
+        """Gives a lazy node of the private copy its first values, statics too, which `init` keeps."""
+        dynamic = {name: value for name, value in values.items() if name in type(node)._dynamic}
+        statics = {name: value for name, value in values.items() if name not in dynamic}
+        node.__dict__.update(dynamic)
+        if statics:
+            spec = spec_of(node)
+            node.__dict__["_spec"] = spec.replace(statics={**spec.statics, **statics})
         self.filled.update(values)
 
     def trace_error(self, what: str) -> TraceError:
@@ -264,14 +271,22 @@ def _close(node: Any, copy: Any, keep: bool) -> Any:
     values = map_children(node, lambda path, child: changes.get(path, child))
     frame = copy.__dict__["_frame"]
     if keep:
-        return rebuild(node, **{**values, **frame.filled})
+        return _filled(rebuild(node, **values), frame.filled)
     for name in frame.written:
         before, after = node.__dict__[name], copy.__dict__[name]
-        values[name] = _settled(before, after, (*frame.path, name))
+        values[name] = settled(before, after, (*frame.path, name))
     rng, streams = rng_of(node), frame.streams
     if rng is not None and streams is not None and streams.attached and streams.drawn:
         rng = streams.advanced() if streams.base == frame.path else rng
     return rebuild(node, rng=rng, **values)
+
+
+def _filled(node: Any, filled: Mapping[str, Any]) -> Any:
+    dynamic = {name: value for name, value in filled.items() if name in type(node)._dynamic}
+    statics = {name: value for name, value in filled.items() if name not in dynamic}
+    spec = spec_of(node)
+    spec = spec.replace(statics={**spec.statics, **statics}) if statics else spec
+    return rebuild(node, spec=spec, **dynamic)
 
 
 def _children(node: Any) -> list[tuple[Path, Any]]:
@@ -280,7 +295,7 @@ def _children(node: Any) -> list[tuple[Path, Any]]:
     return found
 
 
-def _settled(before: Any, after: Any, path: Path) -> Any:
+def settled(before: Any, after: Any, path: Path) -> Any:
     """A written state, which must have the structure, shapes and dtypes that it had before."""
     old, new = dict(leaves_of(before)), dict(leaves_of(after))
     problems = [
@@ -320,7 +335,7 @@ def _start(module: Any, run: Run, rng: Any, mode: str | None) -> Any:
         streams = Streams.of(rng)
     elif attached is not None:
         streams = Streams.of(attached, attached=True)
-    root = _open(run, module, (), mode, streams, current_trace())
+    root = _open(run, module, (), mode, streams, run.trace)
     _settle(run)
     return root
 
@@ -378,9 +393,7 @@ def call(module: Any, method: Callable[..., Any], args: Any, kwargs: Mapping[str
 def _changed(before: Any, after: Any) -> list[str]:
     now = {entry.path: entry.value for entry in entries(after)}
     return [
-        paths.join(entry.path)
-        for entry in entries(before)
-        if now.get(entry.path) is not entry.value
+        paths.join(entry.path) for entry in entries(before) if now.get(entry.path) is not entry.value
     ]
 
 
@@ -442,4 +455,3 @@ def _concrete(value: Any) -> Any:
     if isinstance(value, jax.ShapeDtypeStruct):
         return jnp.zeros(value.shape, value.dtype)
     return value
-

@@ -12,7 +12,6 @@ from bridge.core.leaves import Lazy, Tied, as_array, is_array, map_leaves
 from bridge.core.node import (
     Alias,
     Entry,
-
     build,
     checked,
     direct,
@@ -157,6 +156,7 @@ def _with_field(node: Any, within: Path, change: Callable[[Any], Any], path: Pat
         if field.kind != CHILD and is_array(value):
             new = _fitting(value, new, path)
         return rebuild(node, **{name: checked(new, field, type(node))})
+
     def swapped(at: Path, leaf: Any) -> Any:
         return _fitting(leaf, change(leaf), path) if at == tuple(below) else leaf
 
@@ -277,9 +277,7 @@ def tie(module: M, place: str, owner: str) -> M:
     if problems:
         raise SharingError(f"{place!r} cannot be tied to {owner!r}:\n" + listed(problems))
     up, down = paths.relative(position, target)
-    return map_entries(
-        module, lambda path, leaf: Tied(up, down) if path == position else leaf
-    )
+    return map_entries(module, lambda path, leaf: Tied(up, down) if path == position else leaf)
 
 
 def _untieable(place: Entry, owner: Entry) -> list[str]:
@@ -295,5 +293,3 @@ def _untieable(place: Entry, owner: Entry) -> list[str]:
     if sizes[0] != sizes[1]:
         return [f"{paths.join(e.path)} is {e.value.dtype}{list(e.value.shape)}" for e in (place, owner)]
     return []
-
-

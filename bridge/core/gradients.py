@@ -20,6 +20,7 @@ def value_and_grad(function: Callable[..., Any], has_aux: bool = False) -> Calla
     >>> import bridge as br, jax.numpy as jnp
     >>> class Line(br.Module):
     ...     slope: br.Parameter
+    ...
     ...     def __call__(self, x):
     ...         return self.slope * x
     >>> value, grads = br.value_and_grad(lambda line, x: line(x) ** 2)(Line(3.0), 2.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
-import types
+import inspect
 import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -68,8 +68,8 @@ def fields_of(cls: type, node_type: type) -> tuple[Field, ...]:
     for owner in reversed(cls.__mro__):
         if not issubclass(owner, node_type):
             continue
-        scope = {**vars(_module_of(owner)), **owner.__dict__.get("_scope", {}), **vars(owner)}
-        for field_name, annotation in owner.__dict__.get("__annotations__", {}).items():
+        scope = {**owner.__dict__["_scope"], **vars(owner)}
+        for field_name, annotation in inspect.get_annotations(owner).items():
             hint = _resolve(annotation, scope)
             if typing.get_origin(hint) is ClassVar or hint is ClassVar:
                 continue
@@ -88,12 +88,6 @@ def default_factory(value: Any) -> collections.abc.Callable[[], Any] | None:
     if value.default is not dataclasses.MISSING:
         return lambda: value.default
     return None
-
-
-def _module_of(cls: type) -> Any:
-    import sys
-
-    return sys.modules.get(cls.__module__, types)
 
 
 def _resolve(annotation: Any, scope: Mapping[str, Any]) -> Any:

@@ -24,6 +24,7 @@ def plain(method: Callable[..., Any]) -> Callable[..., Any]:
     >>> import bridge as br
     >>> class Wide(br.Module):
     ...     width: int
+    ...
     ...     @br.plain
     ...     def doubled(self):
     ...         return self.at["width"].set(2 * self.width)
@@ -62,9 +63,11 @@ class Module(Node):
     >>> class Scale(br.Module):
     ...     factor: br.Parameter
     ...     calls: br.State
+    ...
     ...     def __init__(self):
     ...         self.factor = br.ParamInit((), jax.nn.initializers.ones)
     ...         self.calls = 0
+    ...
     ...     def __call__(self, x):
     ...         self.calls = self.calls + 1
     ...         return self.factor * x
@@ -264,4 +267,3 @@ class Function(Module):
     def extra_repr(self) -> str:
         """The function's name."""
         return getattr(self.function, "__name__", repr(self.function))
-

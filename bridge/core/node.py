@@ -6,7 +6,9 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import sys
 import typing
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -57,18 +59,18 @@ class NodeType(type):
     def __new__(
         mcs, name: str, bases: tuple[type, ...], body: dict[str, Any], **options: Any
     ) -> NodeType:
-        annotations = body.get("__annotations__", {})
-        defaults = {}
-        for field_name in [*annotations]:
-            if field_name in body and "ClassVar" not in str(annotations[field_name]):
-                defaults[field_name] = default_factory(body.pop(field_name))
-        body["_defaults"] = defaults
-        frame = inspect.currentframe()
-        caller = frame.f_back if frame else None
-        if caller is not None and caller.f_code.co_name != "<module>":
-            # A class made inside a function may name its neighbours in string annotations.
-            body["_scope"] = {**caller.f_locals}
-        return super().__new__(mcs, name, bases, body, **options)
+        """The class, with the names that its annotations may use remembered."""
+        caller = sys._getframe(1)
+        # A class made inside a function may name its neighbours in string annotations.
+        inside = {} if caller.f_code.co_name == "<module>" else {**caller.f_locals}
+        body["_scope"] = ChainMap(inside, caller.f_globals)
+        cls: Any = super().__new__(mcs, name, bases, body, **options)
+        cls._defaults = {}
+        for field_name, annotation in inspect.get_annotations(cls).items():
+            if field_name in cls.__dict__ and "ClassVar" not in str(annotation):
+                cls._defaults[field_name] = default_factory(cls.__dict__[field_name])
+                delattr(cls, field_name)
+        return cls
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         """A sealed instance: every field set, checked and immutable from here on."""
@@ -320,9 +322,9 @@ def rebuild(node: Any, **changes: Any) -> Any:
     spec = changes.pop("spec", spec_of(node))
     rng = changes.pop("rng", rng_of(node))
     values = field_values(node)
-    if spec is spec_of(node) and rng is rng_of(node):
-        if all(values[name] is value for name, value in changes.items()):
-            return node
+    same = spec is spec_of(node) and rng is rng_of(node)
+    if same and all(values[name] is value for name, value in changes.items()):
+        return node
     return build(spec, {**values, **changes}, rng)
 
 
@@ -500,4 +502,3 @@ def map_entries(root: Any, change: Callable[[Path, Any], Any]) -> Any:
 
 def _prefixed(change: Callable[[Path, Any], Any], prefix: Path, path: Path, leaf: Any) -> Any:
     return change((*prefix, *path), leaf)
-

@@ -32,9 +32,9 @@ def _lines(node: Any) -> list[str]:
     for path, child in children_of(node):
         first, *rest = _lines(child)
         inside += [f"({paths.join(path)}): {first}", *rest]
-    if not any(type(node)._fields[name].kind == CHILD for name in type(node)._dynamic):
-        if len(inside) <= 1:
-            return [f"{title}({''.join(inside)})"]
+    parent = any(type(node)._fields[name].kind == CHILD for name in type(node)._dynamic)
+    if not parent and len(inside) <= 1:
+        return [f"{title}({''.join(inside)})"]
     return [f"{title}(", *(f"  {line}" for line in inside), ")"] if inside else [f"{title}()"]
 
 
@@ -90,5 +90,3 @@ def _bytes(value: Any) -> int:
     if is_array(value) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         value = jax.eval_shape(jax.random.key_data, value)
     return math.prod(value.shape) * value.dtype.itemsize
-
-

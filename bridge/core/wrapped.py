@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import jax
 
-import bridge.core.paths as paths
 import bridge.core.calling as calling
+import bridge.core.paths as paths
 from bridge.core.calling import Frame, frame_of
 from bridge.core.errors import MissingRngError, TraceError, UninitialisedError
 from bridge.core.kinds import BY_FIRST_KEY, Kind, Parameter
@@ -69,6 +69,7 @@ class Wrapped(Module):
     model: Opaque
     params: Parameter
     state: States
+    known_layers: tuple = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the model's own call returns."""
@@ -78,8 +79,8 @@ class Wrapped(Module):
         """What a method of the model returns; its state updates go into this module's state."""
         frame = self._running(method)
         if isinstance(self.params, Lazy) and frame.initialising:
-            params, state = self.make(frame, method, args, kwargs)
-            frame.fill(self, params=Leaves.of(params), state=Leaves.of(state))
+            params, state, layers = self.make(frame, method, args, kwargs)
+            frame.fill(self, params=Leaves.of(params), state=Leaves.of(state), known_layers=layers)
         if isinstance(self.params, Lazy):
             raise UninitialisedError(
                 f"{paths.name(frame.path)} is not initialised; type"
@@ -100,14 +101,19 @@ class Wrapped(Module):
             self.state = after
 
     @plain
-    def make(self, frame: Frame, method: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """The first params and state of a model that makes them from an input."""
+    def make(self, frame: Frame, method: str, args: Any, kwargs: Any) -> tuple[Any, Any, tuple]:
+        """The first params, the state and the layers of a model that makes them from an input."""
         raise NotImplementedError
 
     @plain
     def run(self, frame: Frame, method: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """The output of a method of the model, and the model's state after it."""
         raise NotImplementedError
+
+    @plain
+    def layers(self) -> tuple:
+        """The layers of the model: what each array is to the layer that it belongs to."""
+        return self.known_layers
 
     @plain
     def native(self) -> Any:
@@ -160,4 +166,3 @@ def key_or_none(frame: Frame, stream: str = "default") -> tuple[Any, Exception |
         return frame.key(stream), None
     except (MissingRngError, TraceError) as error:
         return None, error
-

@@ -32,6 +32,6 @@ def sentence_vectors(hidden: jax.Array, mask: jax.Array) -> jax.Array:
     return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
 
 
-def cosine_similarity(vectors: jax.Array) -> jax.Array:
+def cosine_similarity(vectors: np.ndarray) -> np.ndarray:
     """Returns the cosine (batch batch) of each pair of vectors (batch features) of length 1."""
     return vectors @ vectors.T
