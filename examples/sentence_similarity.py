@@ -88,9 +88,7 @@ def run(
     return np.asarray(hidden), np.asarray(vectors)
 
 
-def torch_hidden(
-    checkpoint: Checkpoint, token_ids: np.ndarray, mask: np.ndarray
-) -> np.ndarray | None:
+def torch_hidden(checkpoint: Checkpoint, token_ids: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
     """Returns the hidden states of the PyTorch model; None where PyTorch is not installed."""
     if not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")):
         return None

@@ -66,7 +66,7 @@ class Tied:
     path: Path
 
 
-LAZY = Lazy()
+LAZY: Any = Lazy()
 PLACEHOLDERS = (ParamInit, Lazy, Tied)
 
 for _placeholder in PLACEHOLDERS:

@@ -51,10 +51,10 @@ class Optimizer(Module):
                 )
         self.transform = transform
         self.structure = None
-        self.opt_state = LAZY  # type: ignore[assignment]
+        self.opt_state = LAZY
 
     @plain
-    def init(self, module: Any) -> Self:  # type: ignore[override]
+    def init(self, module: Any) -> Self:
         """The optimizer with the state for a module's trained parameters.
 
         Frozen parameters cost nothing. Raises UninitialisedError for an uninitialised module, and
@@ -96,7 +96,8 @@ class Optimizer(Module):
             value_fn: Callable[..., Any] = extra["value_fn"]
             extra = {"grad": grads, **extra, "value_fn": lambda p: value_fn(updated(module, p))}
         state: Any = self.opt_state
-        updates, after = _optax(self.transform).update(grads, state.tree(), params, **extra)
+        gradients: Any = grads
+        updates, after = _optax(self.transform).update(gradients, state.tree(), params, **extra)
         module = updated(module, optax.apply_updates(params, updates))
         return module, rebuild(self, opt_state=state.replace(after))
 

@@ -45,9 +45,7 @@ class Embedder(nn.Module):
         self.norm = nn.LayerNorm(epsilon=config.epsilon, use_fast_variance=False)
         self.dropout = nn.Dropout(config.dropout)
 
-    def __call__(
-        self, token_ids: jax.Array, segment_ids: jax.Array, deterministic: bool
-    ) -> jax.Array:
+    def __call__(self, token_ids: jax.Array, segment_ids: jax.Array, deterministic: bool) -> jax.Array:
         x = self.tokens(token_ids) + self.segments(segment_ids)
         x = x + self.positions(jnp.arange(token_ids.shape[-1]))
         return self.dropout(self.norm(x), deterministic=deterministic)

@@ -33,9 +33,7 @@ class EncoderLayer(nnx.Module):
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
         features, epsilon = config.features, config.epsilon
         self.attn = SelfAttention(config, rngs)
-        self.attn_norm = nnx.LayerNorm(
-            features, epsilon=epsilon, use_fast_variance=False, rngs=rngs
-        )
+        self.attn_norm = nnx.LayerNorm(features, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
         self.up_proj = nnx.Linear(features, config.mlp_features, rngs=rngs)
         self.down_proj = nnx.Linear(config.mlp_features, features, rngs=rngs)
         self.mlp_norm = nnx.LayerNorm(features, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
