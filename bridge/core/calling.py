@@ -25,13 +25,16 @@ from bridge.core.leaves import LAZY, Lazy, ParamInit, Tied, is_array, leaves_of,
 from bridge.core.node import (
     Alias,
     build,
+    call_of,
     checked,
+    enrol,
     entries,
     field_values,
     find,
     map_children,
     map_entries,
     owner_path,
+    put,
     rebuild,
     rng_of,
     spec_of,
@@ -162,7 +165,7 @@ class Frame:
             )
         if self.foreign():
             raise self.trace_error(f"writes its state {field.name!r}")
-        node.__dict__[field.name] = checked(value, field, type(node))
+        put(node, {field.name: checked(value, field, type(node))})
         self.written.add(field.name)
 
     @property
@@ -178,10 +181,8 @@ class Frame:
         """Gives a lazy node of the private copy its first values, statics too, which `init` keeps."""
         dynamic = {name: value for name, value in values.items() if name in type(node)._dynamic}
         statics = {name: value for name, value in values.items() if name not in dynamic}
-        node.__dict__.update(dynamic)
-        if statics:
-            spec = spec_of(node)
-            node.__dict__["_spec"] = spec.replace(statics={**spec.statics, **statics})
+        spec = spec_of(node)
+        put(node, dynamic, spec.replace(statics={**spec.statics, **statics}) if statics else spec)
         self.filled.update(values)
 
     def trace_error(self, what: str) -> TraceError:
@@ -205,7 +206,8 @@ def _selects(pattern: str, path: Path) -> bool:
 
 def frame_of(node: Any) -> Frame | None:
     """The frame of a private copy; None for a module outside of a call."""
-    return node.__dict__.get("_frame")
+    call = call_of(node)
+    return call if isinstance(call, Frame) else None
 
 
 def _open(run: Run, node: Any, path: Path, mode: Mode, streams: Streams | None, trace: Any) -> Any:
@@ -224,7 +226,7 @@ def _open(run: Run, node: Any, path: Path, mode: Mode, streams: Streams | None, 
     }
     children = map_children(node, lambda at, child: _open(run, child, at, mode, streams, trace), path)
     copy = build(spec.in_mode(mode), {**values, **children}, attached)
-    copy.__dict__["_frame"] = Frame(run, path, mode, streams, trace)
+    enrol(copy, Frame(run, path, mode, streams, trace))
     run.opened[path] = copy
     return copy
 
@@ -236,7 +238,7 @@ def _settle(run: Run) -> None:
         return run.opened[owner_path(path, child, run.root)] if isinstance(child, Alias) else child
 
     for path, copy in run.opened.items():
-        copy.__dict__.update(map_children(copy, resolved, path))
+        put(copy, map_children(copy, resolved, path))
 
 
 def _readable(run: Run, node: Any, value: Any, path: Path) -> Any:
@@ -269,11 +271,11 @@ def _close(node: Any, copy: Any, keep: bool) -> Any:
         if not isinstance(child, Alias):
             changes.setdefault(path, _close(child, opened, keep))
     values = map_children(node, lambda path, child: changes.get(path, child))
-    frame = copy.__dict__["_frame"]
+    frame = copy._call
     if keep:
         return _filled(rebuild(node, **values), frame.filled)
     for name in frame.written:
-        before, after = node.__dict__[name], copy.__dict__[name]
+        before, after = getattr(node, name), getattr(copy, name)
         values[name] = settled(before, after, (*frame.path, name))
     rng, streams = rng_of(node), frame.streams
     if rng is not None and streams is not None and streams.attached and streams.drawn:
@@ -377,7 +379,7 @@ def call(module: Any, method: Callable[..., Any], args: Any, kwargs: Mapping[str
     """The output of a method alone; raises DroppedStateError where a state update would be lost."""
 
     def entered(root: Any, *args: Any, **kwargs: Any) -> Any:
-        return root.__dict__["_frame"].enter(root, method, args, kwargs)
+        return root._call.enter(root, method, args, kwargs)
 
     out, after = apply(module, args, kwargs, method=entered)
     if after is not module:

@@ -16,6 +16,7 @@ from bridge.core.node import (
     checked,
     direct,
     entries,
+    field_values,
     find,
     map_children,
     map_entries,
@@ -149,8 +150,8 @@ def _with_field(node: Any, within: Path, change: Callable[[Any], Any], path: Pat
         if below:
             raise PathError(f"{paths.join(path)} lies inside a static field; set the whole field")
         statics = {**spec_of(node).statics, name: change(getattr(node, name))}
-        return build(spec_of(node).replace(statics=statics), _dynamic(node), rng_of(node))
-    value = node.__dict__[name]
+        return build(spec_of(node).replace(statics=statics), field_values(node), rng_of(node))
+    value = getattr(node, name)
     if field.kind == CHILD or not below:
         new = _inside(value, tuple(below), change)
         if field.kind != CHILD and is_array(value):
@@ -163,10 +164,6 @@ def _with_field(node: Any, within: Path, change: Callable[[Any], Any], path: Pat
     if not any(at == tuple(below) for at, _ in _leaf_paths(value)):
         raise PathError(f"{paths.join(path)} holds several arrays; set them one by one, or by glob")
     return rebuild(node, **{name: map_leaves(value, swapped)})
-
-
-def _dynamic(node: Any) -> dict[str, Any]:
-    return {name: node.__dict__[name] for name in type(node)._dynamic}
 
 
 def _leaf_paths(value: Any) -> list[tuple[Path, Any]]:

@@ -66,7 +66,7 @@ def fields_of(cls: type, node_type: type) -> tuple[Field, ...]:
     """The fields of a Module class, ancestors first; raises FieldError on a mixed container."""
     found: dict[str, Field] = {}
     for owner in reversed(cls.__mro__):
-        if not issubclass(owner, node_type):
+        if owner is node_type or not issubclass(owner, node_type):
             continue
         scope = {**owner.__dict__["_scope"], **vars(owner)}
         for field_name, annotation in inspect.get_annotations(owner).items():

@@ -13,7 +13,7 @@ import jax
 import bridge.core.paths as paths
 from bridge.core.calling import current_trace, frame_of, settled
 from bridge.core.errors import StructureError
-from bridge.core.node import Node, walk
+from bridge.core.node import Node, put, walk
 
 _AXIS = "bridge.vmap"
 
@@ -157,7 +157,7 @@ class _Lift:
 
     def states(self) -> list[Any]:
         """The states of the nodes, in a fixed order."""
-        return [node.__dict__[name] for node, name in self.fields]
+        return [getattr(node, name) for node, name in self.fields]
 
     @contextlib.contextmanager
     def inside(self, states: list[Any], step: Any = None) -> Iterator[None]:
@@ -183,7 +183,7 @@ class _Lift:
     def after(self, before: list[Any]) -> list[Any]:
         """The states as the function left them, in the form that they had."""
         return [
-            settled(old, node.__dict__[name], (*frame_of(node).path, name))  # type: ignore[union-attr]
+            settled(old, getattr(node, name), (*node._call.path, name))
             for old, (node, name) in zip(before, self.fields, strict=True)
         ]
 
@@ -191,20 +191,20 @@ class _Lift:
         """Gives the nodes the states that came out, where the function wrote them."""
         for (node, name), value in zip(self.fields, states, strict=True):
             if (id(node), name) in self._written:
-                node.__dict__[name] = value
-                node.__dict__["_frame"].written.add(name)
+                put(node, {name: value})
+                node._call.written.add(name)
 
     def written(self) -> list[str]:
         """The paths of the states that the function wrote."""
         return [
-            paths.join((*frame_of(node).path, name))  # type: ignore[union-attr]
+            paths.join((*node._call.path, name))
             for node, name in self.fields
             if (id(node), name) in self._written
         ]
 
     def _set(self, states: list[Any]) -> None:
         for (node, name), value in zip(self.fields, states, strict=True):
-            node.__dict__[name] = value
+            put(node, {name: value})
 
 
 def _modules_in(value: Any) -> list[Any]:

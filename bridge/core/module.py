@@ -10,7 +10,7 @@ from typing import Any, Self
 import bridge.core.calling as calling
 from bridge.core.editing import At, freeze, unfreeze
 from bridge.core.errors import FieldError, ImmutableError
-from bridge.core.node import Node, map_children, rebuild, rng_of, spec_of, walk
+from bridge.core.node import Node, is_draft, map_children, rebuild, rng_of, spec_of, walk
 from bridge.core.parameters import ParameterTree, trainable, updated
 from bridge.core.rng import attachable
 from bridge.core.show import draw, tabulate
@@ -40,6 +40,8 @@ def _through_apply(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def entered(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_draft(self):
+            return method(self, *args, **kwargs)
         frame = calling.frame_of(self)
         if frame is None:
             return calling.call(self, method, args, kwargs)

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import operator
 import sys
 import typing
 from collections import ChainMap
@@ -35,21 +36,31 @@ from bridge.core.spec import Spec, intern
 _new = object.__new__
 
 
-class _StaticField:
-    """Reads a static field from the interned spec; while `__init__` runs, from the instance."""
+class _Access:
+    """Reads a field: from the children by position, from the statics by name, from a draft."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, position: int | None) -> None:
+        self.name, self.position = name, position
 
     def __get__(self, node: Any, owner: type | None = None) -> Any:
         if node is None:
             return self
+        if is_draft(node):
+            return self._drafted(node)
+        children, spec = node._state
+        return spec.statics[self.name] if self.position is None else children[self.position]
+
+    def _drafted(self, node: Any) -> Any:
         try:
-            return node.__dict__["_spec"].statics[self.name]
+            return node._call[self.name]
         except KeyError:
             raise AttributeError(
                 f"{type(node).__name__}.{self.name} is read before `__init__` has set it"
             ) from None
+
+
+class Draft(dict[str, Any]):
+    """The fields of a node whose `__init__` still runs."""
 
 
 @typing.dataclass_transform(field_specifiers=(dataclasses.field,))
@@ -64,10 +75,11 @@ class NodeType(type):
         # A class made inside a function may name its neighbours in string annotations.
         inside = {} if caller.f_code.co_name == "<module>" else {**caller.f_locals}
         body["_scope"] = ChainMap(inside, caller.f_globals)
+        body.setdefault("__slots__", ())
         cls: Any = super().__new__(mcs, name, bases, body, **options)
         cls._defaults = {}
         for field_name, annotation in inspect.get_annotations(cls).items():
-            if field_name in cls.__dict__ and "ClassVar" not in str(annotation):
+            if field_name in body and "ClassVar" not in str(annotation):
                 cls._defaults[field_name] = default_factory(cls.__dict__[field_name])
                 delattr(cls, field_name)
         return cls
@@ -76,6 +88,7 @@ class NodeType(type):
         """A sealed instance: every field set, checked and immutable from here on."""
         cls.prepare()
         node = _new(cls)
+        _set_call(node, Draft())
         node.__init__(*args, **kwargs)
         return seal(node)
 
@@ -87,54 +100,40 @@ class NodeType(type):
         cls._fields = {field.name: field for field in fields}  # type: ignore[attr-defined]
         cls._dynamic = tuple(f.name for f in fields if f.kind != STATIC)  # type: ignore[attr-defined]
         for field in fields:
-            if field.kind == STATIC:
-                setattr(cls, field.name, _StaticField(field.name))
+            dynamic = field.kind != STATIC
+            position = cls._dynamic.index(field.name) if dynamic else None  # type: ignore[attr-defined]
+            setattr(cls, field.name, _Access(field.name, position))
         _register(cls)
 
 
 def _register(cls: Any) -> None:
-    """Registers a class with flatten and unflatten written out for its own fields."""
-    names = cls._dynamic
-    reads = ", ".join(f"d[{name!r}]" for name in names)
-    comma = "," if names else ""
-    targets = f"{', '.join(f'd[{name!r}]' for name in names)}{comma} = children" if names else "pass"
-    keyed_targets = f"{', '.join(f'd[{name!r}]' for name in (*names, '_rng'))}, = children"
-    source = f"""
-def flatten(node):
-    d = node.__dict__
-    spec = d["_spec"]
-    if spec.keyed:
-        return ({reads}{comma} d["_rng"]), spec
-    return ({reads}{comma}), spec
-
-def unflatten(spec, children):
-    node = new(cls)
-    d = node.__dict__
-    d["_spec"] = spec
-    if spec.keyed:
-        {keyed_targets}
-    else:
-        {targets}
-    return node
-"""
-    if not names:
-        source = source.replace('( d["_rng"])', '(d["_rng"],)')
-    scope: dict[str, Any] = {"new": _new, "cls": cls}
-    exec(source, scope)
-    keys = tuple(GetAttrKey(name) for name in (*names, "_rng"))
+    """Registers a class as a pytree; a node's state is what flatten returns, so it costs one read."""
+    keys = tuple(GetAttrKey(name) for name in (*cls._dynamic, "_rng"))
 
     def flatten_with_keys(node: Any) -> tuple[Any, Spec]:
-        children, spec = scope["flatten"](node)
+        children, spec = node._state
         return tuple(zip(keys, children, strict=False)), spec
 
-    jax.tree_util.register_pytree_with_keys(
-        cls, flatten_with_keys, scope["unflatten"], scope["flatten"]
-    )
+    def unflatten(spec: Spec, children: Any) -> Any:
+        node = _new(cls)
+        _set_state(node, (children, spec))
+        return node
+
+    flatten = operator.attrgetter("_state")
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
 
 
 class Node(metaclass=NodeType):
-    """An immutable node of a tree. `Module` adds everything that a user calls."""
+    """An immutable node of a tree. `Module` adds everything that a user calls.
 
+    `_state` is the children, with an attached key at their end, and the spec. `_call` is the frame of
+    a private copy, or the draft while `__init__` runs.
+    """
+
+    __slots__ = ("__weakref__", "_call", "_state")
+
+    _state: tuple[tuple[Any, ...], Spec]
+    _call: Any
     _fields: ClassVar[Mapping[str, Field]]
     _dynamic: ClassVar[tuple[str, ...]]
 
@@ -148,25 +147,25 @@ class Node(metaclass=NodeType):
         """Runs after the generated `__init__`, to derive fields from fields."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        state = self.__dict__
         field = type(self)._fields.get(name)
         if field is None:
             raise FieldError(_undeclared(type(self), name))
-        if "_frame" in state:
-            state["_frame"].write(self, field, value)
-        elif "_spec" in state:
+        call = call_of(self)
+        if isinstance(call, Draft):
+            call[name] = value
+        elif call is not None:
+            call.write(self, field, value)
+        else:
             raise ImmutableError(
                 f"{type(self).__name__}.{name} cannot be assigned: a Module never changes. Use"
                 f" module = module.at[{name!r}].set(value), or assign a State field inside apply"
             )
-        else:
-            state[name] = value
 
     def __delattr__(self, name: str) -> None:
         raise ImmutableError(f"{type(self).__name__}.{name} cannot be deleted: a Module never changes")
 
     def __reduce__(self) -> Any:
-        return _revive, (self.__dict__["_spec"], field_values(self), self.__dict__.get("_rng"))
+        return _revive, (spec_of(self), field_values(self), rng_of(self))
 
     def __copy__(self) -> Any:
         return self
@@ -177,6 +176,23 @@ class Node(metaclass=NodeType):
         if isinstance(value, Node):
             return value
         raise FieldError(f"{where} is declared as a module and holds a {type(value).__name__}")
+
+
+_set_state = Node._state.__set__  # type: ignore[attr-defined]
+_set_call = Node._call.__set__  # type: ignore[attr-defined]
+
+
+def call_of(node: Any) -> Any:
+    """The draft or frame that a node is part of, None for a sealed module."""
+    try:
+        return node._call
+    except AttributeError:
+        return None
+
+
+def is_draft(node: Any) -> bool:
+    """Whether the node's `__init__` still runs."""
+    return isinstance(call_of(node), Draft)
 
 
 class Alias(Node):
@@ -235,7 +251,7 @@ def _undeclared(cls: type, name: str) -> str:
 def seal(node: Any) -> Any:
     """A node whose `__init__` has run, checked field by field and shared parts made aliases."""
     cls = type(node)
-    state = node.__dict__
+    state = node._call
     statics: dict[str, Any] = {}
     values: dict[str, Any] = {}
     for field in cls._fields.values():
@@ -288,12 +304,23 @@ def _adopted(value: Any, cls: Any, where: str) -> Any:
 def build(spec: Spec, values: Mapping[str, Any], rng: Any = None) -> Any:
     """The node of a spec and its dynamic fields, unchecked; keyed exactly if `rng` is given."""
     spec = spec if spec.keyed == (rng is not None) else spec.replace(keyed=rng is not None)
+    children = tuple(values[name] for name in spec.cls._dynamic)  # type: ignore[attr-defined]
     node = _new(spec.cls)
-    node.__dict__.update(values)
-    node.__dict__["_spec"] = spec
-    if rng is not None:
-        node.__dict__["_rng"] = rng
+    _set_state(node, (children if rng is None else (*children, rng), spec))
     return node
+
+
+def put(node: Any, values: Mapping[str, Any], spec: Spec | None = None) -> None:
+    """Changes fields of a private copy in place; no sealed module may be given."""
+    children, own = node._state
+    names = (*type(node)._dynamic, "_rng")
+    changed = tuple(values.get(n, old) for n, old in zip(names, children, strict=False))
+    _set_state(node, (changed, spec or own))
+
+
+def enrol(node: Any, frame: Any) -> None:
+    """Makes a node the private copy of a call."""
+    _set_call(node, frame)
 
 
 def _revive(spec: Spec, values: Mapping[str, Any], rng: Any) -> Any:
@@ -303,18 +330,18 @@ def _revive(spec: Spec, values: Mapping[str, Any], rng: Any) -> Any:
 
 def spec_of(node: Any) -> Spec:
     """The static side of a node."""
-    return node.__dict__["_spec"]
+    return node._state[1]
 
 
 def rng_of(node: Any) -> Any:
     """The key or keys attached to a node, None where there are none."""
-    return node.__dict__.get("_rng")
+    children, spec = node._state
+    return children[-1] if spec.keyed else None
 
 
 def field_values(node: Any) -> dict[str, Any]:
     """The dynamic fields of a node, by name."""
-    state = node.__dict__
-    return {name: state[name] for name in type(node)._dynamic}
+    return dict(zip(type(node)._dynamic, node._state[0], strict=False))
 
 
 def rebuild(node: Any, **changes: Any) -> Any:
@@ -330,9 +357,9 @@ def rebuild(node: Any, **changes: Any) -> Any:
 
 def children_of(node: Any) -> Iterator[tuple[Path, Any]]:
     """Each direct child with its path below the node, through lists, tuples and dicts."""
-    for name, field in type(node)._fields.items():
-        if field.kind == CHILD:
-            yield from _nodes_in(node.__dict__[name], (name,))
+    for name, value in field_values(node).items():
+        if type(node)._fields[name].kind == CHILD:
+            yield from _nodes_in(value, (name,))
 
 
 def _nodes_in(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
@@ -349,9 +376,9 @@ def _nodes_in(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
 def map_children(node: Any, change: Callable[[Path, Any], Any], path: Path = ()) -> dict[str, Any]:
     """The child fields of a node with each child replaced by `change(path, child)`."""
     return {
-        name: _map_nodes(node.__dict__[name], change, (*path, name))
-        for name, field in type(node)._fields.items()
-        if field.kind == CHILD
+        name: _map_nodes(value, change, (*path, name))
+        for name, value in field_values(node).items()
+        if type(node)._fields[name].kind == CHILD
     }
 
 
@@ -479,7 +506,7 @@ def entries(root: Any) -> Iterator[Entry]:
         for name, field in type(node)._fields.items():
             if field.kind in (STATIC, CHILD):
                 continue
-            for below, value in leaves_of(node.__dict__[name]):
+            for below, value in leaves_of(getattr(node, name)):
                 kind = field.kind
                 if kind.collection == BY_FIRST_KEY and below:
                     kind = Kind(kind.name, below[0])
@@ -494,7 +521,7 @@ def map_entries(root: Any, change: Callable[[Path, Any], Any]) -> Any:
         for name, field in type(node)._fields.items():
             if field.kind not in (STATIC, CHILD):
                 mapped = functools.partial(_prefixed, change, (*path, name))
-                changes[name] = map_leaves(node.__dict__[name], mapped)
+                changes[name] = map_leaves(getattr(node, name), mapped)
         return rebuild(node, **changes)
 
     return visit((), root)
