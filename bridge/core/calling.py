@@ -62,7 +62,7 @@ class Run:
         self.seen: list[str] = []
         self.opened: dict[Path, Any] = {}
         self.trace = current_trace()
-        self.finished = False
+        self.shares = self.changes = self.finished = False
 
     def record(self, path: Path, value: Any) -> None:
         """Keeps an intermediate output if it was asked for; later calls get `path#2`, `path#3`."""
@@ -146,6 +146,7 @@ class Frame:
             raise no_rng(self.path, stream)
         if self.foreign():
             raise self.trace_error(f"draws from the rng stream {stream!r}")
+        self.run.changes = self.run.changes or self.streams.attached
         key = self.streams.key(stream, self.path)
         relative = self.path[len(self.streams.base) :]
         return call_key(key, relative, max(self.calls - 1, 0), self.lifts)
@@ -167,6 +168,7 @@ class Frame:
             raise self.trace_error(f"writes its state {field.name!r}")
         put(node, {field.name: checked(value, field, type(node))})
         self.written.add(field.name)
+        self.run.changes = True
 
     @property
     def initialising(self) -> bool:
@@ -184,6 +186,7 @@ class Frame:
         spec = spec_of(node)
         put(node, dynamic, spec.replace(statics={**spec.statics, **statics}) if statics else spec)
         self.filled.update(values)
+        self.run.changes = True
 
     def trace_error(self, what: str) -> TraceError:
         """The error for a draw or a write inside a raw JAX transform."""
@@ -213,6 +216,7 @@ def frame_of(node: Any) -> Frame | None:
 def _open(run: Run, node: Any, path: Path, mode: Mode, streams: Streams | None, trace: Any) -> Any:
     """The private copy of a node and all below it, aliases and ties resolved."""
     if isinstance(node, Alias):
+        run.shares = True
         return node
     spec = spec_of(node)
     mode = mode if path == () else spec.mode or mode
@@ -338,7 +342,8 @@ def _start(module: Any, run: Run, rng: Any, mode: str | None) -> Any:
     elif attached is not None:
         streams = Streams.of(attached, attached=True)
     root = _open(run, module, (), mode, streams, run.trace)
-    _settle(run)
+    if run.shares:
+        _settle(run)
     return root
 
 
@@ -369,7 +374,7 @@ def apply(
     root = _start(module, run, rng, mode)
     try:
         out = _method_of(root, method)(*args, **kwargs)
-        after = _close(module, root, keep=False)
+        after = _close(module, root, keep=False) if run.changes else module
     finally:
         run.finished = True
     return out, after

@@ -99,6 +99,11 @@ class NodeType(type):
         fields = fields_of(cls, Node)
         cls._fields = {field.name: field for field in fields}  # type: ignore[attr-defined]
         cls._dynamic = tuple(f.name for f in fields if f.kind != STATIC)  # type: ignore[attr-defined]
+        cls._child_fields = tuple(  # type: ignore[attr-defined]
+            (position, name)
+            for position, name in enumerate(cls._dynamic)  # type: ignore[attr-defined]
+            if cls._fields[name].kind == CHILD  # type: ignore[attr-defined]
+        )
         for field in fields:
             dynamic = field.kind != STATIC
             position = cls._dynamic.index(field.name) if dynamic else None  # type: ignore[attr-defined]
@@ -136,6 +141,7 @@ class Node(metaclass=NodeType):
     _call: Any
     _fields: ClassVar[Mapping[str, Field]]
     _dynamic: ClassVar[tuple[str, ...]]
+    _child_fields: ClassVar[tuple[tuple[int, str], ...]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Takes the fields in their order, as a dataclass does."""
@@ -357,9 +363,8 @@ def rebuild(node: Any, **changes: Any) -> Any:
 
 def children_of(node: Any) -> Iterator[tuple[Path, Any]]:
     """Each direct child with its path below the node, through lists, tuples and dicts."""
-    for name, value in field_values(node).items():
-        if type(node)._fields[name].kind == CHILD:
-            yield from _nodes_in(value, (name,))
+    for position, name in type(node)._child_fields:
+        yield from _nodes_in(node._state[0][position], (name,))
 
 
 def _nodes_in(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
@@ -376,9 +381,8 @@ def _nodes_in(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
 def map_children(node: Any, change: Callable[[Path, Any], Any], path: Path = ()) -> dict[str, Any]:
     """The child fields of a node with each child replaced by `change(path, child)`."""
     return {
-        name: _map_nodes(value, change, (*path, name))
-        for name, value in field_values(node).items()
-        if type(node)._fields[name].kind == CHILD
+        name: _map_nodes(node._state[0][position], change, (*path, name))
+        for position, name in type(node)._child_fields
     }
 
 
