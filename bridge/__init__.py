@@ -2,6 +2,7 @@
 
 from bridge.core.editing import tie as tie
 from bridge.core.errors import BridgeError as BridgeError
+from bridge.core.errors import MissingLibraryError as MissingLibraryError
 from bridge.core.gradients import grad as grad
 from bridge.core.gradients import value_and_grad as value_and_grad
 from bridge.core.kinds import Key as Key
@@ -16,5 +17,16 @@ from bridge.core.module import Function as Function
 from bridge.core.module import Module as Module
 from bridge.core.module import plain as plain
 from bridge.core.optimizer import Optimizer as Optimizer
+from bridge.core.partition import merge as merge
+from bridge.core.partition import partition as partition
+from bridge.core.storage import load as load
+from bridge.core.storage import save as save
+from bridge.weights import load_state_dict as load_state_dict
+from bridge.weights import match as match
+from bridge.wrapping import from_equinox as from_equinox
+from bridge.wrapping import from_haiku as from_haiku
+from bridge.wrapping import from_linen as from_linen
+from bridge.wrapping import from_nnx as from_nnx
+from bridge.wrapping import wrap as wrap
 
 __version__ = "0.1.0"

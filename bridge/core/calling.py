@@ -8,12 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import get_opaque_trace_state
 
 import bridge.core.paths as paths
 from bridge.core.errors import (
     BridgeError,
     DroppedStateError,
     FieldError,
+    MissingRngError,
     PathError,
     StructureError,
     TraceError,
@@ -27,6 +29,7 @@ from bridge.core.node import (
     build,
     call_of,
     checked,
+    direct,
     enrol,
     entries,
     field_values,
@@ -38,6 +41,7 @@ from bridge.core.node import (
     rebuild,
     rng_of,
     spec_of,
+    walk,
 )
 from bridge.core.paths import Path
 from bridge.core.rng import Streams, call_key, draw_key, no_rng, place_key
@@ -46,8 +50,6 @@ from bridge.core.spec import MODES, Mode
 
 def current_trace() -> Any:
     """The JAX trace that runs now, to be compared with `==`."""
-    from jax.extend.core import get_opaque_trace_state
-
     return get_opaque_trace_state(convention="bridge")
 
 
@@ -103,11 +105,7 @@ class Frame:
 
     def enter(self, node: Any, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Runs a method of the node; a method that calls another one of the node is one call."""
-        if self.run.finished:
-            raise TraceError(
-                f"{paths.name(self.path)} is a private copy of a call that has ended; return arrays"
-                f" from a method, and use the module that apply returns"
-            )
+        self.refuse_when_over()
         if self.depth == 0:
             self.calls += 1
             self.draws = 0
@@ -136,12 +134,21 @@ class Frame:
             )
         self.run.record(path, value)
 
+    def refuse_when_over(self) -> None:
+        """Raises TraceError for a private copy that was kept beyond its call."""
+        if self.run.finished:
+            raise TraceError(
+                f"{paths.name(self.path)} is a private copy of a call that has ended; return arrays"
+                f" from a method, and use the module that apply returns"
+            )
+
     def foreign(self) -> bool:
         """Whether another trace runs than the one that this node belongs to."""
         return self.trace != current_trace()
 
     def key(self, stream: str) -> Any:
         """The node's key of a stream for this call; raises where there is none to be had."""
+        self.refuse_when_over()
         if self.streams is None:
             raise no_rng(self.path, stream)
         if self.foreign():
@@ -158,6 +165,7 @@ class Frame:
 
     def write(self, node: Any, field: Field, value: Any) -> None:
         """Assigns a field of the private copy; only State and Key fields may be."""
+        self.refuse_when_over()
         place = (*self.path, field.name)
         if field.kind.name not in ("state", "key"):
             raise FieldError(
@@ -229,7 +237,7 @@ def _open(run: Run, node: Any, path: Path, mode: Mode, streams: Streams | None, 
         if type(node)._fields[name].kind != CHILD
     }
     children = map_children(node, lambda at, child: _open(run, child, at, mode, streams, trace), path)
-    copy = build(spec.in_mode(mode), {**values, **children}, attached)
+    copy = build(spec.running(mode), {**values, **children})
     enrol(copy, Frame(run, path, mode, streams, trace))
     run.opened[path] = copy
     return copy
@@ -270,7 +278,7 @@ def _close(node: Any, copy: Any, keep: bool) -> Any:
     """The node with what its private copy has written; with `keep` only what `init` filled."""
     if isinstance(node, Alias):
         return node
-    changes: dict[str, Any] = {}
+    changes: dict[Path, Any] = {}
     for (path, child), (_, opened) in zip(_children(node), _children(copy), strict=True):
         if not isinstance(child, Alias):
             changes.setdefault(path, _close(child, opened, keep))
@@ -334,14 +342,14 @@ def checked_mode(mode: str | None) -> Any:
 
 
 def _start(module: Any, run: Run, rng: Any, mode: str | None) -> Any:
-    mode = checked_mode(mode) or spec_of(module).mode or "eval"
+    running: Mode = checked_mode(mode) or spec_of(module).mode or "eval"
     attached = rng_of(module)
     streams = None
     if rng is not None:
         streams = Streams.of(rng)
     elif attached is not None:
         streams = Streams.of(attached, attached=True)
-    root = _open(run, module, (), mode, streams, run.trace)
+    root = _open(run, module, (), running, streams, run.trace)
     if run.shares:
         _settle(run)
     return root
@@ -408,7 +416,7 @@ def capture(
     module: Any, args: Any, kwargs: Mapping[str, Any], wanted: Iterable[str], **options: Any
 ) -> dict[str, Any]:
     """The outputs of the modules at the wanted paths; see `Module.capture`."""
-    wanted = tuple(wanted)
+    wanted = tuple(_called_place(module, pattern) for pattern in wanted)
     run = Run(module, wanted=wanted)
     apply(module, args, kwargs, run=run, **options)
     for pattern in wanted:
@@ -416,6 +424,16 @@ def capture(
             nearest = paths.nearest(pattern, list(dict.fromkeys(run.seen)))
             raise PathError(f"no module at {pattern!r} was called; {nearest}")
     return run.captured
+
+
+def _called_place(module: Any, pattern: str) -> str:
+    """An exact path through what is shared, to the place at which that is called."""
+    try:
+        return (
+            pattern if paths.is_pattern(pattern) else paths.join(direct(module, paths.split(pattern)))
+        )
+    except LookupError:
+        return pattern
 
 
 def init(
@@ -431,7 +449,11 @@ def init(
     streams = Streams.of(key)
     base = streams.keys.get("params", streams.keys.get("default"))
     if base is None:
-        raise no_rng((), "params")
+        raise MissingRngError(
+            f"init makes parameters with the stream 'params'; the streams given are"
+            f" {', '.join(map(repr, streams.keys))}. Type module.init(key, ...), or"
+            f" module.init({{'params': key, ...}}, ...)"
+        )
 
     def made(path: Path, leaf: Any) -> Any:
         return leaf.make(place_key(base, path)) if isinstance(leaf, ParamInit) else leaf
@@ -439,9 +461,10 @@ def init(
     if any(isinstance(entry.value, ParamInit) for entry in entries(module)):
         module = map_entries(module, made)
     lazy = [entry.path[:-1] for entry in entries(module) if isinstance(entry.value, Lazy)]
-    if not lazy:
+    called = bool(sample or kwargs or callable(method))
+    if not lazy and not (called and any(node.unseen for _, node in walk(module))):
         return module
-    if not sample and not kwargs and not callable(method):
+    if not called:
         names = ", ".join(paths.name(path) for path in dict.fromkeys(lazy))
         raise UninitialisedError(
             f"{names}: shapes come from the input; give one: module.init(key, *sample), where a"

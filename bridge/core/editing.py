@@ -8,12 +8,13 @@ from typing import Any, Generic, TypeVar
 import bridge.core.paths as paths
 from bridge.core.errors import PathError, SharingError, StructureError, listed
 from bridge.core.kinds import CHILD, STATIC
-from bridge.core.leaves import Lazy, Tied, as_array, is_array, map_leaves
+from bridge.core.leaves import Lazy, ParamInit, Tied, as_array, is_array, map_leaves
 from bridge.core.node import (
     Alias,
     Entry,
     build,
     checked,
+    checked_static,
     direct,
     entries,
     field_values,
@@ -58,8 +59,8 @@ class At(Generic[M]):
     def apply(self, change: Callable[[Any], Any]) -> M:
         """The module with `change(old)` there."""
         module: Any = self.module
-        for path in self._paths():
-            module = _put(module, direct_or_refuse(module, path), change)
+        for path in _targets(module, self._paths()):
+            module = _put(module, path, change)
         _check_references(module)
         return module
 
@@ -114,6 +115,18 @@ def _owned(module: Any, path: Path) -> Any:
     return find(module, owner_path(path, value, module)) if isinstance(value, Tied) else value
 
 
+def _targets(module: Any, chosen: list[Path]) -> list[Path]:
+    """The paths to change: what is shared changes once, at the chosen one of its places."""
+    targets: list[Path] = []
+    for path in chosen:
+        value = find(module, path) if _exists(module, path) else None
+        shared = isinstance(value, (Alias, Tied))
+        owner = owner_path(path, value, module) if shared else None
+        if owner is None or not any(paths.below(owner, other) for other in chosen):
+            targets.append(direct_or_refuse(module, path))
+    return targets
+
+
 def direct_or_refuse(module: Any, path: Path) -> Path:
     """The path to change, through aliases; raises SharingError at an alias or a tied array itself."""
     value = find(module, path) if _exists(module, path) else None
@@ -149,7 +162,8 @@ def _with_field(node: Any, within: Path, change: Callable[[Any], Any], path: Pat
     if field.kind == STATIC:
         if below:
             raise PathError(f"{paths.join(path)} lies inside a static field; set the whole field")
-        statics = {**spec_of(node).statics, name: change(getattr(node, name))}
+        new = checked_static(change(getattr(node, name)), field, type(node))
+        statics = {**spec_of(node).statics, name: new}
         return build(spec_of(node).replace(statics=statics), field_values(node), rng_of(node))
     value = getattr(node, name)
     if field.kind == CHILD or not below:
@@ -184,8 +198,8 @@ def _inside(value: Any, below: Path, change: Callable[[Any], Any]) -> Any:
 
 
 def _fitting(old: Any, new: Any, path: Path) -> Any:
-    """An array for the place of another one; raises StructureError where it does not fit."""
-    new = as_array(new, paths.join(path))
+    """An array, or one to be made, for the place of another; StructureError where it misfits."""
+    new = new if isinstance(new, ParamInit) else as_array(new, paths.join(path))
     if hasattr(old, "shape") and (new.shape != old.shape or new.dtype != old.dtype):
         raise StructureError(
             f"{paths.join(path)} is {old.dtype}{list(old.shape)}, and {new.dtype}{list(new.shape)}"
@@ -203,18 +217,37 @@ def _check_references(module: Any) -> None:
             owner_path(entry.path, entry.value, module)
 
 
-def selected_parameters(module: Any, patterns: Iterable[str]) -> list[Entry]:
-    """The parameters that any of the patterns selects; raises PathError for one that selects none."""
-    parameters = [entry for entry in entries(module) if entry.kind.name == "parameter"]
+def selected(module: Any, patterns: Iterable[str], among: Iterable[Entry], what: str) -> list[Entry]:
+    """Those entries that any of the patterns selects; raises PathError for one that selects none.
+
+    What is shared or tied counts at each of its places.
+    """
+    among = list(among)
+    references = [entry for entry in entries(module) if isinstance(entry.value, Tied)]
+    tied = {entry.path: owner_path(entry.path, entry.value, module) for entry in references}
     chosen: dict[Path, Entry] = {}
     for pattern in patterns:
-        prefixes = select(module, pattern)
-        found = [e for e in parameters if any(paths.below(e.path, prefix) for prefix in prefixes)]
+        prefixes = _owners(module, select(module, pattern))
+        prefixes += [tied[at] for at in tied if any(paths.below(at, p) for p in prefixes)]
+        found = [entry for entry in among if any(paths.below(entry.path, p) for p in prefixes)]
         if not found:
-            names = [paths.join(entry.path) for entry in parameters]
-            raise PathError(f"{pattern!r} selects no parameter; {paths.nearest(pattern, names)}")
+            names = [paths.join(entry.path) for entry in among]
+            raise PathError(f"{pattern!r} selects no {what}; {paths.nearest(pattern, names)}")
         chosen.update({entry.path: entry for entry in found})
     return list(chosen.values())
+
+
+def _owners(module: Any, selected: Iterable[Path]) -> list[Path]:
+    """The selected paths, and where the shared modules at and below them are kept."""
+    reached: dict[Path, None] = {}
+    waiting = [direct(module, path) for path in selected]
+    while waiting:
+        path = waiting.pop()
+        if path not in reached:
+            reached[path] = None
+            aliases = [(at, n) for at, n in walk(module) if isinstance(n, Alias)]
+            waiting += [owner_path(at, n, module) for at, n in aliases if paths.below(at, path)]
+    return list(reached)
 
 
 def freeze(module: Any, patterns: Iterable[str]) -> Any:
@@ -228,14 +261,15 @@ def unfreeze(module: Any, patterns: Iterable[str]) -> Any:
 
 
 def _masked(module: Any, patterns: tuple[str, ...], combine: Callable[..., frozenset[Path]]) -> Any:
-    chosen = {entry.path for entry in selected_parameters(module, patterns or ("*",))}
+    parameters = [entry for entry in entries(module) if entry.kind.name == "parameter"]
+    picks = selected(module, patterns, parameters, "parameter") if patterns else parameters
+    chosen = {entry.path for entry in picks}
     own: dict[int, tuple[frozenset[Path], frozenset[Path]]] = {}
-    for entry in entries(module):
-        if entry.kind.name == "parameter":
-            frozen, picked = own.get(id(entry.node), (frozenset(), frozenset()))
-            frozen = frozen | {entry.within} if entry.frozen else frozen
-            picked = picked | {entry.within} if entry.path in chosen else picked
-            own[id(entry.node)] = frozen, picked
+    for entry in parameters:
+        frozen, picked = own.get(id(entry.node), (frozenset(), frozenset()))
+        frozen = frozen | {entry.within} if entry.frozen else frozen
+        picked = picked | {entry.within} if entry.path in chosen else picked
+        own[id(entry.node)] = frozen, picked
 
     def visit(_: Path, node: Any) -> Any:
         changes = map_children(node, visit)

@@ -46,7 +46,7 @@ class StructureError(BridgeError, ValueError):
 
 
 class CheckpointError(BridgeError, ValueError):
-    """A saved file does not fit what it is loaded into."""
+    """A tree cannot be saved, or a saved file does not fit what it is loaded into."""
 
 
 class WeightsError(BridgeError, ValueError):

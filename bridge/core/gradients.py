@@ -44,7 +44,14 @@ def value_and_grad(function: Callable[..., Any], has_aux: bool = False) -> Calla
 
 
 def grad(function: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
-    """The function `(module, ...) -> gradient`, or `(gradient, aux)` with `has_aux`."""
+    """The function `(module, ...) -> gradient`, or `(gradient, aux)` with `has_aux`.
+
+    >>> import bridge as br
+    >>> class Line(br.Module):
+    ...     slope: br.Parameter
+    >>> float(br.grad(lambda line, x: line.slope**2 * x)(Line(3.0), 2.0).slope)
+    12.0
+    """
     differentiated = value_and_grad(function, has_aux)
 
     def gradient(module: Any, *args: Any, **kwargs: Any) -> Any:

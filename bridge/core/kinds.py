@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import collections.abc
 import dataclasses
+import functools
 import inspect
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import jax
@@ -50,12 +50,37 @@ def collection(name: str) -> Kind:
 
 
 @dataclasses.dataclass(frozen=True)
+class Declared:
+    """What a class body says of a field beside its annotation (`default` None: it has none)."""
+
+    default: Callable[[], Any] | None = None
+    init: bool = True
+    kw_only: bool = False
+
+    @classmethod
+    def of(cls, value: Any) -> Declared:
+        """The reading of a plain default or of a `dataclasses.field`."""
+        if not isinstance(value, dataclasses.Field):
+            return cls(lambda: value)
+        default: Callable[[], Any] | None = None
+        if value.default_factory is not dataclasses.MISSING:
+            default = value.default_factory
+        elif value.default is not dataclasses.MISSING:
+            default = functools.partial(getattr, value, "default")
+        return cls(default, value.init, value.kw_only is True)
+
+
+@dataclasses.dataclass(frozen=True)
 class Field:
-    """A declared field: its name, its kind, and how to make its default (None: it has none)."""
+    """A declared field: its name, its kind, and what the class body says of it.
+
+    `unreadable` is the annotation where it names what does not exist: such a field is static.
+    """
 
     name: str
     kind: Kind
-    default: collections.abc.Callable[[], Any] | None
+    declared: Declared
+    unreadable: str | None
 
 
 class Unresolved:
@@ -68,29 +93,20 @@ def fields_of(cls: type, node_type: type) -> tuple[Field, ...]:
     for owner in reversed(cls.__mro__):
         if owner is node_type or not issubclass(owner, node_type):
             continue
-        scope = {**owner.__dict__["_scope"], **vars(owner)}
-        for field_name, annotation in inspect.get_annotations(owner).items():
+        scope = {owner.__name__: owner, **owner.__dict__["_scope"], **vars(owner)}
+        for name, annotation in inspect.get_annotations(owner).items():
             hint = _resolve(annotation, scope)
             if typing.get_origin(hint) is ClassVar or hint is ClassVar:
                 continue
-            kind = _kind_of(hint, node_type, f"{cls.__name__}.{field_name}")
-            default = owner.__dict__.get("_defaults", {}).get(field_name)
-            found[field_name] = Field(field_name, kind, default)
+            kind = _kind_of(hint, node_type, scope, f"{cls.__name__}.{name}")
+            declared = owner.__dict__["_declared"].get(name, Declared())
+            found[name] = Field(name, kind, declared, annotation if hint is Unresolved else None)
     return tuple(found.values())
 
 
-def default_factory(value: Any) -> collections.abc.Callable[[], Any] | None:
-    """How to make a field's default from what stands in the class body."""
-    if not isinstance(value, dataclasses.Field):
-        return lambda: value
-    if value.default_factory is not dataclasses.MISSING:
-        return value.default_factory
-    if value.default is not dataclasses.MISSING:
-        return lambda: value.default
-    return None
-
-
 def _resolve(annotation: Any, scope: Mapping[str, Any]) -> Any:
+    if isinstance(annotation, typing.ForwardRef):
+        annotation = annotation.__forward_arg__
     if not isinstance(annotation, str):
         return annotation
     try:
@@ -99,8 +115,8 @@ def _resolve(annotation: Any, scope: Mapping[str, Any]) -> Any:
         return Unresolved
 
 
-def _kind_of(hint: Any, node_type: type, where: str) -> Kind:
-    kinds = set(_kinds_in(hint, node_type)) - {STATIC}
+def _kind_of(hint: Any, node_type: type, scope: Mapping[str, Any], where: str) -> Kind:
+    kinds = set(_kinds_in(hint, node_type, scope)) - {STATIC}
     if len(kinds) > 1:
         names = " and ".join(sorted(kind.name for kind in kinds))
         raise FieldError(
@@ -109,18 +125,18 @@ def _kind_of(hint: Any, node_type: type, where: str) -> Kind:
     return kinds.pop() if kinds else STATIC
 
 
-def _kinds_in(hint: Any, node_type: type) -> collections.abc.Iterator[Kind]:
+def _kinds_in(hint: Any, node_type: type, scope: Mapping[str, Any]) -> Iterator[Kind]:
+    hint = _resolve(hint, scope)
+    origin = typing.get_origin(hint)
     if isinstance(hint, Kind):
         yield hint
-    elif isinstance(hint, str):
-        yield STATIC
-    elif typing.get_origin(hint) is Annotated:
+    elif origin is Annotated:
         own = [extra for extra in hint.__metadata__ if isinstance(extra, Kind)]
-        yield from own[-1:] or _kinds_in(hint.__origin__, node_type)
-    elif hint is Unresolved:
-        yield STATIC
-    elif isinstance(hint, type) and not typing.get_args(hint):
-        yield CHILD if issubclass(hint, node_type) else STATIC
-    elif typing.get_origin(hint) not in (collections.abc.Callable, Literal, type):
+        yield from own[-1:] or _kinds_in(hint.__origin__, node_type, scope)
+    elif isinstance(hint, typing.TypeVar):
+        yield from _kinds_in(hint.__bound__, node_type, scope)
+    elif isinstance(origin or hint, type) and issubclass(origin or hint, node_type):
+        yield CHILD
+    elif origin not in (Callable, Literal, type):
         for argument in typing.get_args(hint):
-            yield from _kinds_in(argument, node_type)
+            yield from _kinds_in(argument, node_type, scope)

@@ -38,17 +38,22 @@ class ParamInit:
         initializer: Callable[..., jax.Array],
         dtype: Any = jnp.float32,
     ) -> None:
+        if not isinstance(shape, Iterable) or not callable(initializer):
+            raise FieldError(
+                f"ParamInit takes a shape and an initializer: ParamInit((3, 5),"
+                f" jax.nn.initializers.zeros); it was given {shape!r} and {initializer!r}"
+            )
         object.__setattr__(self, "shape", tuple(int(size) for size in shape))
         object.__setattr__(self, "initializer", initializer)
         object.__setattr__(self, "dtype", np.dtype(dtype))
 
     def make(self, key: jax.Array) -> jax.Array:
-        """The array, drawn with `key`; raises FieldError where the initializer errs in its shape."""
-        array = self.initializer(key, self.shape, self.dtype)
-        if tuple(array.shape) != self.shape:
+        """The array, drawn with `key`; raises FieldError where the initializer makes another one."""
+        array = as_array(self.initializer(key, self.shape, self.dtype), "what the initializer made")
+        if array.shape != self.shape or array.dtype != self.dtype:
             raise FieldError(
-                f"the initializer {self.initializer!r} made an array of shape {array.shape};"
-                f" ParamInit asked for {self.shape}"
+                f"the initializer {self.initializer!r} made {array.dtype}{list(array.shape)};"
+                f" ParamInit asked for {self.dtype}{list(self.shape)}"
             )
         return array
 
@@ -76,7 +81,10 @@ for _placeholder in PLACEHOLDERS:
 
 
 class Frozen(dict[str, Any]):
-    """A read-only dict of arrays or modules: how a Module keeps the dicts in its fields."""
+    """A read-only dict of arrays or modules: how a Module keeps the dicts in its fields.
+
+    It keeps its order through JAX, which sorts a plain dict: layers may be called in order.
+    """
 
     def _refuse(self, *_args: Any, **_kwargs: Any) -> Any:
         raise ImmutableError(
@@ -84,7 +92,8 @@ class Frozen(dict[str, Any]):
             " self.field = {**self.field, key: value}"
         )
 
-    __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = __ior__ = _refuse
+    __setitem__ = __delitem__ = clear = pop = popitem = _refuse
+    setdefault = update = __ior__ = _refuse  # type: ignore[assignment]
 
     def __reduce__(self) -> Any:
         return Frozen, (dict(self),)
@@ -92,9 +101,9 @@ class Frozen(dict[str, Any]):
 
 jax.tree_util.register_pytree_with_keys(
     Frozen,
-    lambda d: (tuple((DictKey(key), d[key]) for key in sorted(d)), tuple(sorted(d))),
+    lambda d: (tuple((DictKey(key), value) for key, value in d.items()), tuple(d)),
     lambda keys, values: Frozen(zip(keys, values, strict=True)),
-    lambda d: (tuple(d[key] for key in sorted(d)), tuple(sorted(d))),
+    lambda d: (tuple(d.values()), tuple(d)),
 )
 
 
@@ -153,9 +162,13 @@ class Leaves:
         self.values, self.layout = tuple(values), layout
 
     @classmethod
-    def of(cls, tree: Any) -> Leaves:
-        """The bundle of a library's tree; a Python scalar among its leaves becomes an array."""
-        return cls((as_array(leaf, "a leaf") for leaf in jax.tree.leaves(tree)), _layout_of(tree))
+    def of(cls, tree: Any, paths: Iterable[Path] | None = None) -> Leaves:
+        """The bundle of a library's tree; a Python scalar among its leaves becomes an array.
+
+        `paths` are those of the leaves, in order, where they differ from their places in the tree.
+        """
+        layout = _layout_of(tree, None if paths is None else tuple(paths))
+        return cls((as_array(leaf, "a leaf") for leaf in jax.tree.leaves(tree)), layout)
 
     def tree(self) -> Any:
         """The library's own tree, with the same arrays in it."""
@@ -211,8 +224,8 @@ def segments(keys: Iterable[Any]) -> Path:
 
 
 def is_array(value: Any) -> bool:
-    """Whether a value is what a leaf of a Module may be, an abstract array included."""
-    return isinstance(value, (jax.Array, jax.ShapeDtypeStruct))
+    """Whether a value is what a leaf of a Module may be: abstract too, or brought to the host."""
+    return isinstance(value, (jax.Array, jax.ShapeDtypeStruct, np.ndarray))
 
 
 def as_array(value: Any, where: str) -> Any:
@@ -224,8 +237,9 @@ def as_array(value: Any, where: str) -> Any:
     if isinstance(value, jax.ShapeDtypeStruct):
         return value
     if isinstance(value, jax.Array):
-        return jax.lax.convert_element_type(value, value.dtype) if value.weak_type else value
-    if isinstance(value, (np.ndarray, np.generic, bool, int, float, complex)):
+        weak = getattr(value, "weak_type", False)  # a typed key has none
+        return jax.lax.convert_element_type(value, value.dtype) if weak else value
+    if isinstance(value, (bool, int, float, complex)) or _numeric(value):
         return jnp.array(value, dtype=jnp.result_type(value))
     raise FieldError(
         f"{where} holds a {type(value).__name__} ({value!r}); a parameter, state or key is an"
@@ -233,12 +247,23 @@ def as_array(value: Any, where: str) -> Any:
     )
 
 
+def _numeric(value: Any) -> bool:
+    if not isinstance(value, (np.ndarray, np.generic)):
+        return False
+    return jnp.issubdtype(value.dtype, np.number) or value.dtype == np.bool_
+
+
 def map_leaves(value: Any, change: Callable[[Path, Any], Any]) -> Any:
-    """A tree of arrays and placeholders with each replaced by `change(path, leaf)`."""
+    """A tree of arrays and placeholders with each replaced by `change(path, leaf)`.
+
+    It is the same object where nothing differs, so that modules stay shared by identity.
+    """
     if is_array(value) or isinstance(value, PLACEHOLDERS):
         return change((), value)
     keyed, treedef = jax.tree_util.tree_flatten_with_path(value, is_leaf=_is_placeholder)
-    return jax.tree.unflatten(treedef, [change(segments(keys), leaf) for keys, leaf in keyed])
+    changed = [change(segments(keys), leaf) for keys, leaf in keyed]
+    same = all(new is old for new, (_, old) in zip(changed, keyed, strict=True))
+    return value if same else jax.tree.unflatten(treedef, changed)
 
 
 def leaves_of(value: Any) -> Iterator[tuple[Path, Any]]:
@@ -262,7 +287,10 @@ def freeze_containers(value: Any) -> Any:
         return tuple(freeze_containers(item) for item in value)
     if isinstance(value, Mapping) and type(value) in (dict, Frozen):
         odd = [key for key in value if not isinstance(key, str)]
-        if odd and len({str(key) for key in value}) < len(value):
-            raise FieldError(f"the dict keys {odd!r} spell the same path twice")
-        return Frozen({str(key): freeze_containers(item) for key, item in value.items()})
+        if odd:
+            raise FieldError(
+                f"a dict in a Module has strings for its keys, which are part of the paths; it was"
+                f" given {', '.join(map(repr, odd))}"
+            )
+        return Frozen({key: freeze_containers(item) for key, item in value.items()})
     return value

@@ -77,6 +77,14 @@ def vmap(
     Each example draws other keys. Parameters and state are not mapped; a state that is written must
     come out the same for every example (reduce it with `jax.lax.pmean(..., axis_name)`), or a
     StructureError names it.
+
+    >>> import bridge as br, jax, jax.numpy as jnp
+    >>> class Jitter(br.Module):
+    ...     def __call__(self, xs):
+    ...         return br.vmap(lambda x: x + jax.random.normal(self.rng))(xs)
+    >>> out, _ = Jitter().apply(jnp.zeros(3), rng=jax.random.key(0))
+    >>> len(set(out.tolist()))
+    3
     """
     axis = axis_name or _AXIS
 
@@ -113,6 +121,15 @@ def remat(
     """`jax.checkpoint` for a function that calls modules of the running call.
 
     What is no array among the arguments stays static. The same keys are drawn with and without it.
+
+    >>> import bridge as br, jax.numpy as jnp
+    >>> class Cheap(br.Module):
+    ...     block: br.Module
+    ...
+    ...     def __call__(self, x):
+    ...         return br.remat(self.block)(x)
+    >>> float(Cheap(jnp.sin)(jnp.array(0.0)))
+    0.0
     """
 
     def rematerialised(*args: Any, **kwargs: Any) -> Any:

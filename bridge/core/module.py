@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 from collections.abc import Callable, Iterable
 from typing import Any, Self
@@ -81,13 +82,24 @@ class Module(Node):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        for name, annotation in inspect.get_annotations(cls).items():
+            if (hasattr(Module, name) or name == "_rng") and "ClassVar" not in str(annotation):
+                raise FieldError(
+                    f"{cls.__name__}.{name} cannot be a field: every bridge.Module has {name!r} of"
+                    f" its own; give the field another name"
+                )
         for name, value in list(vars(cls).items()):
             if _is_call(name, value):
                 setattr(cls, name, _through_apply(value))
 
     @classmethod
     def adopt(cls, value: Any, where: str) -> Node:
-        """The child that a value stands for: a module is itself, a plain function a `Function`."""
+        """The child that a value stands for: a module is itself, a plain function a `Function`.
+
+        >>> import bridge as br
+        >>> br.Module.adopt(abs, "Net.activation")
+        Function(abs)
+        """
         if isinstance(value, Node):
             return value
         library = next((base for t in type(value).__mro__ for base in _FOREIGN if _of(t, base)), None)
@@ -150,18 +162,48 @@ class Module(Node):
 
         A module that is called again has its later outputs at `path#2`, `path#3`. Raises PathError
         for a path that no called module has.
+
+        >>> import bridge as br, jax.numpy as jnp
+        >>> class Twice(br.Module):
+        ...     inner: br.Module
+        ...
+        ...     def __call__(self, x):
+        ...         return self.inner(self.inner(x))
+        >>> outputs = Twice(jnp.negative).capture(jnp.array(3.0), paths=["inner"])
+        >>> {path: float(out) for path, out in outputs.items()}
+        {'inner': -3.0, 'inner#2': 3.0}
         """
         return calling.capture(self, args, kwargs, paths, rng=rng, mode=mode, method=method)
 
     def new_state(self, key: Any, mode: str | None = None) -> Self:
-        """The module with a key (or keys by stream) attached, and a mode unless that is None."""
+        """The module with a key (or keys by stream) attached, and a mode unless that is None.
+
+        >>> import bridge as br, jax
+        >>> class Noise(br.Module):
+        ...     def __call__(self, x):
+        ...         if self.training:
+        ...             x = x + jax.random.normal(self.rng, x.shape)
+        ...         return x + 0 * jax.random.normal(self.draw("other"), x.shape)
+        >>> noise = Noise().new_state(jax.random.key(0), mode="train")
+        >>> x = jax.numpy.zeros(3)
+        >>> first, noise = noise.apply(x)
+        >>> second, noise = noise.apply(x)
+        >>> bool((first == second).any()), noise.mode
+        (False, 'train')
+        """
         module = _without_rng(self)
         mode = calling.checked_mode(mode)
         spec = spec_of(module).replace(mode=mode or spec_of(module).mode)
         return rebuild(module, spec=spec, rng=attachable(key))
 
     def train(self) -> Self:
-        """The module in train mode; below a parent, pinned to it."""
+        """The module in train mode; below a parent, pinned to it.
+
+        >>> import bridge as br
+        >>> module = br.Function(abs)
+        >>> module.train().mode, module.train().eval().mode, module.train().training
+        ('train', 'eval', True)
+        """
         return self.with_mode("train")
 
     def eval(self) -> Self:
@@ -169,7 +211,12 @@ class Module(Node):
         return self.with_mode("eval")
 
     def with_mode(self, mode: str | None) -> Self:
-        """The module in a mode of its own, or with None in that of its parent."""
+        """The module in a mode of its own, or with None in that of its parent.
+
+        >>> import bridge as br
+        >>> br.Function(abs).train().with_mode(None).mode
+        'eval'
+        """
         return rebuild(self, spec=spec_of(self).replace(mode=calling.checked_mode(mode)))
 
     @property
@@ -205,6 +252,17 @@ class Module(Node):
         """What is trained: the same structure with None for every other leaf; no callable.
 
         Arrays are shared with the module. Fields are read as on the module: `grads.encoder.scale`.
+
+        >>> import bridge as br, jax
+        >>> class Counter(br.Module):
+        ...     bias: br.Parameter
+        ...     count: br.State
+        >>> counter = Counter(2.0, 3)
+        >>> params = counter.parameters()
+        >>> params.count is None, callable(params)
+        (True, False)
+        >>> float(counter.update(jax.tree.map(lambda leaf: leaf / 2, params)).bias)
+        1.0
         """
         return trainable(self)
 
@@ -216,7 +274,23 @@ class Module(Node):
         return updated(self, params)
 
     def freeze(self, *patterns: str) -> Self:
-        """The module with the parameters that the patterns select (none: all) no longer trained."""
+        """The module with the parameters that the patterns select (none: all) no longer trained.
+
+        >>> import bridge as br
+        >>> class Line(br.Module):
+        ...     slope: br.Parameter
+        ...     shift: br.Parameter
+        >>> line = Line(2.0, 1.0).freeze("slope")
+        >>> line.parameters().slope, line.unfreeze("slope") is line
+        (None, False)
+        >>> print(line.summary())
+        Line
+        path   kind               dtype    shape  size
+        -----  -----------------  -------  -----  ----
+        slope  parameter, frozen  float32  ()        1
+        shift  parameter          float32  ()        1
+        1 trained, 1 frozen; 8 bytes
+        """
         return freeze(self, patterns)
 
     def unfreeze(self, *patterns: str) -> Self:
@@ -239,7 +313,17 @@ class Module(Node):
         return tabulate(self)
 
     def extra_repr(self) -> str:
-        """What stands between the brackets of the module's line in its repr."""
+        """What stands between the brackets of the module's line in its repr.
+
+        >>> import bridge as br
+        >>> class Wide(br.Module):
+        ...     width: int
+        ...
+        ...     def extra_repr(self):
+        ...         return f"width={self.width}"
+        >>> Wide(3)
+        Wide(width=3)
+        """
         return ""
 
     def __repr__(self) -> str:
@@ -258,7 +342,14 @@ def _without_rng(module: Any) -> Any:
 
 
 class Function(Module):
-    """A plain function as a module without parameters: activations and reshapes among the layers."""
+    """A plain function as a module without parameters: activations and reshapes among the layers.
+
+    A function that is given where a module is declared becomes one by itself.
+
+    >>> import bridge as br
+    >>> br.Function(abs)(-3)
+    3
+    """
 
     function: Callable
 

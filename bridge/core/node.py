@@ -8,17 +8,19 @@ import functools
 import inspect
 import operator
 import sys
+import threading
 import typing
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
+import numpy as np
 from jax.tree_util import GetAttrKey
 
 import bridge.core.paths as paths
 from bridge.core.errors import FieldError, ImmutableError, SharingError
-from bridge.core.kinds import BY_FIRST_KEY, CHILD, STATIC, Field, Kind, default_factory, fields_of
+from bridge.core.kinds import BY_FIRST_KEY, CHILD, STATIC, Declared, Field, Kind, fields_of
 from bridge.core.leaves import (
     PLACEHOLDERS,
     Frozen,
@@ -34,6 +36,7 @@ from bridge.core.paths import Path
 from bridge.core.spec import Spec, intern
 
 _new = object.__new__
+_preparing = threading.RLock()
 
 
 class _Access:
@@ -77,10 +80,10 @@ class NodeType(type):
         body["_scope"] = ChainMap(inside, caller.f_globals)
         body.setdefault("__slots__", ())
         cls: Any = super().__new__(mcs, name, bases, body, **options)
-        cls._defaults = {}
+        cls._declared = {}
         for field_name, annotation in inspect.get_annotations(cls).items():
             if field_name in body and "ClassVar" not in str(annotation):
-                cls._defaults[field_name] = default_factory(cls.__dict__[field_name])
+                cls._declared[field_name] = Declared.of(cls.__dict__[field_name])
                 delattr(cls, field_name)
         return cls
 
@@ -94,21 +97,22 @@ class NodeType(type):
 
     def prepare(cls) -> None:
         """Reads the annotations and registers the pytree, once, when the class is first used."""
-        if "_fields" in cls.__dict__:
-            return
-        fields = fields_of(cls, Node)
-        cls._fields = {field.name: field for field in fields}  # type: ignore[attr-defined]
-        cls._dynamic = tuple(f.name for f in fields if f.kind != STATIC)  # type: ignore[attr-defined]
-        cls._child_fields = tuple(  # type: ignore[attr-defined]
-            (position, name)
-            for position, name in enumerate(cls._dynamic)  # type: ignore[attr-defined]
-            if cls._fields[name].kind == CHILD  # type: ignore[attr-defined]
-        )
-        for field in fields:
-            dynamic = field.kind != STATIC
-            position = cls._dynamic.index(field.name) if dynamic else None  # type: ignore[attr-defined]
-            setattr(cls, field.name, _Access(field.name, position))
-        _register(cls)
+        if "_fields" not in cls.__dict__:
+            with _preparing:
+                if "_fields" not in cls.__dict__:
+                    _prepare(cls)
+
+
+def _prepare(cls: Any) -> None:
+    fields = fields_of(cls, Node)
+    dynamic = [field for field in fields if field.kind != STATIC]
+    cls._dynamic = tuple(field.name for field in dynamic)
+    cls._child_fields = tuple((i, f.name) for i, f in enumerate(dynamic) if f.kind == CHILD)
+    for field in fields:
+        position = None if field.kind == STATIC else dynamic.index(field)
+        setattr(cls, field.name, _Access(field.name, position))
+    _register(cls)
+    cls._fields = {field.name: field for field in fields}  # last: other threads look for it
 
 
 def _register(cls: Any) -> None:
@@ -149,6 +153,11 @@ class Node(metaclass=NodeType):
             setattr(self, name, value)
         self.__post_init__()
 
+    @property
+    def unseen(self) -> bool:
+        """Whether `init` has to run the node, although all of its arrays are there."""
+        return False
+
     def __post_init__(self) -> None:
         """Runs after the generated `__init__`, to derive fields from fields."""
 
@@ -185,7 +194,7 @@ class Node(metaclass=NodeType):
 
 
 _set_state = Node._state.__set__  # type: ignore[attr-defined]
-_set_call = Node._call.__set__  # type: ignore[attr-defined]
+_set_call = Node._call.__set__
 
 
 def call_of(node: Any) -> Any:
@@ -218,34 +227,37 @@ class Alias(Node):
 
     def _explanation(self, what: str) -> str:
         return (
-            f"this place holds a shared module, which is kept at {paths.join(self.path)!r} of the"
-            f" module {self.up} levels above; it was {what} alone. Go through the module that holds"
-            f" both: whole.at[path].get() reads it, whole.apply(..., method=lambda m, x: ...) calls it"
+            f"this place holds a shared module, which the tree keeps elsewhere ({self!r}); it was"
+            f" {what} alone. Go through the module that holds both: whole.at[path].get() gives it,"
+            f" whole.apply(x, method=lambda m, x: ...) calls it"
         )
+
+    def __repr__(self) -> str:
+        return f"{self.up} up, then {paths.join(self.path)}"
 
 
 def _bind(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    fields = cls._fields  # type: ignore[attr-defined]
-    required = inspect.Parameter.empty
-    parameters = [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            default=field.default if field.default else required,
-        )
-        for field in sorted(fields.values(), key=lambda field: field.default is not None)
-    ]
+    fields = cls._fields
+    parameters = [_parameter(field) for field in fields.values() if field.declared.init]
+    parameters.sort(key=lambda one: (one.kind, one.default is not one.empty))
     try:
         bound = inspect.Signature(parameters).bind(*args, **kwargs)
     except TypeError as error:
-        names = ", ".join(fields)
+        names = ", ".join(one.name for one in parameters)
         raise FieldError(f"{cls.__name__}({names}): {error}") from None
-    made = {f.name: f.default() for f in fields.values() if f.default and f.name not in bound.arguments}
-    return {**made, **bound.arguments}
+    given = bound.arguments
+    defaults = {f.name: f.declared.default for f in fields.values() if f.name not in given}
+    return {**{name: make() for name, make in defaults.items() if make}, **given}
+
+
+def _parameter(field: Field) -> inspect.Parameter:
+    kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    default = inspect.Parameter.empty if field.declared.default is None else field.declared.default
+    return inspect.Parameter(field.name, kinds[field.declared.kw_only], default=default)
 
 
 def _undeclared(cls: type, name: str) -> str:
-    close = difflib.get_close_matches(name, cls._fields, n=1)  # type: ignore[attr-defined]
+    close = difflib.get_close_matches(name, cls._fields, n=1)
     meant = f" Did you mean {close[0]!r}?" if close else ""
     return (
         f"{cls.__name__}.{name} is not declared.{meant} Declare it in the class body, for example"
@@ -262,26 +274,49 @@ def seal(node: Any) -> Any:
     values: dict[str, Any] = {}
     for field in cls._fields.values():
         if field.name not in state:
-            if field.default is None:
+            if field.declared.default is None:
                 raise FieldError(f"{cls.__name__}.{field.name} is declared and never set in __init__")
-            state[field.name] = field.default()
+            state[field.name] = field.declared.default()
         if field.kind == STATIC:
-            statics[field.name] = checked_static(state[field.name], cls, field.name)
+            statics[field.name] = checked_static(state[field.name], field, cls)
         else:
             values[field.name] = checked(state[field.name], field, cls)
+            _refuse_aliases(values[field.name], field, cls)
     return share(build(intern(cls, statics), values))
 
 
-def checked_static(value: Any, cls: type, name: str) -> Any:
-    """A static value; raises FieldError where it holds a module."""
-    holds = value if isinstance(value, (list, tuple)) else [value]
-    items = list(value.values()) if isinstance(value, dict) else holds
-    if any(isinstance(item, Node) for item in items):
+def checked_static(value: Any, field: Field, cls: type) -> Any:
+    """A static value; raises FieldError where it holds a module, or an array by a mistaken hint."""
+    where = f"{cls.__name__}.{field.name}"
+    holds_module = _holds(value, Node)
+    if field.unreadable is not None and (holds_module or _holds(value, (jax.Array, np.ndarray))):
         raise FieldError(
-            f"{cls.__name__}.{name} is a static field and holds a module; annotate it as"
-            f" `{name}: bridge.Module`, `list[bridge.Module]` or `dict[str, bridge.Module]`"
+            f"{where} is annotated as {field.unreadable!r}, which names nothing that exists where the"
+            f" class was made, so the field counts as static, and it holds"
+            f" {'a module' if holds_module else 'an array'}. Define or import the name before the"
+            f" class, and not under `if TYPE_CHECKING:`"
+        )
+    if holds_module:
+        raise FieldError(
+            f"{where} is a static field and holds a module; annotate it as"
+            f" `{field.name}: bridge.Module`, `list[bridge.Module]` or `dict[str, bridge.Module]`"
         )
     return value
+
+
+def _holds(value: Any, kinds: Any) -> bool:
+    if type(value) in (list, tuple, dict):
+        return any(_holds(item, kinds) for item in (value.values() if type(value) is dict else value))
+    return isinstance(value, kinds)
+
+
+def _refuse_aliases(value: Any, field: Field, cls: type) -> None:
+    """Raises SharingError for an alias taken from another tree: there it meant another place."""
+    if field.kind == CHILD and any(isinstance(part, Alias) for _, part in _nodes_in(value, ())):
+        raise SharingError(
+            f"{cls.__name__}.{field.name} was given what stands for a shared module in another tree;"
+            f" give it the module itself: whole.at[path].get()"
+        )
 
 
 def checked(value: Any, field: Field, cls: Any) -> Any:
@@ -304,13 +339,15 @@ def _adopted(value: Any, cls: Any, where: str) -> Any:
         return tuple(_adopted(item, cls, f"{where}.{i}") for i, item in enumerate(value))
     if type(value) in (dict, Frozen):
         return freeze_containers({k: _adopted(item, cls, f"{where}.{k}") for k, item in value.items()})
+    if isinstance(value, NodeType):
+        raise FieldError(f"{where} holds the class {value.__name__}; give it a module: call the class")
     return cls.adopt(value, where)
 
 
 def build(spec: Spec, values: Mapping[str, Any], rng: Any = None) -> Any:
     """The node of a spec and its dynamic fields, unchecked; keyed exactly if `rng` is given."""
     spec = spec if spec.keyed == (rng is not None) else spec.replace(keyed=rng is not None)
-    children = tuple(values[name] for name in spec.cls._dynamic)  # type: ignore[attr-defined]
+    children = tuple(values[name] for name in spec.cls._dynamic)
     node = _new(spec.cls)
     _set_state(node, (children if rng is None else (*children, rng), spec))
     return node
@@ -330,7 +367,7 @@ def enrol(node: Any, frame: Any) -> None:
 
 
 def _revive(spec: Spec, values: Mapping[str, Any], rng: Any) -> Any:
-    spec.cls.prepare()  # type: ignore[attr-defined]
+    spec.cls.prepare()
     return build(spec, values, rng)
 
 
@@ -374,8 +411,8 @@ def _nodes_in(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
         for index, item in enumerate(value):
             yield from _nodes_in(item, (*path, str(index)))
     elif isinstance(value, dict):
-        for key in sorted(value):
-            yield from _nodes_in(value[key], (*path, key))
+        for key, item in value.items():
+            yield from _nodes_in(item, (*path, key))
 
 
 def map_children(node: Any, change: Callable[[Path, Any], Any], path: Path = ()) -> dict[str, Any]:
@@ -394,7 +431,8 @@ def _map_nodes(value: Any, change: Callable[[Path, Any], Any], path: Path) -> An
         same = all(new is old for new, old in zip(items, value, strict=True))
         return value if same else tuple(items)
     if isinstance(value, dict):
-        return Frozen({k: _map_nodes(item, change, (*path, k)) for k, item in value.items()})
+        mapped = {k: _map_nodes(item, change, (*path, k)) for k, item in value.items()}
+        return value if all(mapped[k] is old for k, old in value.items()) else Frozen(mapped)
     return value
 
 
@@ -416,7 +454,7 @@ def find(node: Any, path: Path) -> Any:
             found = [leaf for where, leaf in value.items() if where == rest]
             if found:
                 return found[0]
-            raise LookupError(paths.join(path))
+            value = _inside(value.tree(), segment, path)
         else:
             value = _inside(value, segment, path)
     return value

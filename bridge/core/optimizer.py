@@ -33,8 +33,8 @@ class Optimizer(Module):
     >>> line = Line(3.0)
     >>> optimizer = br.Optimizer(optax.sgd(0.5)).init(line)
     >>> line, optimizer = optimizer.step(line.grad(1.0), line)
-    >>> float(line.slope)
-    2.5
+    >>> float(line.slope), len(optimizer.state)
+    (2.5, 2)
     """
 
     transform: Any

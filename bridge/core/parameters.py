@@ -24,46 +24,46 @@ class ParameterTree:
     It cannot be called, on purpose: `optax.multi_transform` calls a label tree that can.
     """
 
-    __slots__ = ("children", "spec")
+    __slots__ = ("_children", "_spec")
 
-    children: tuple[Any, ...]
-    spec: Spec
+    _children: tuple[Any, ...]
+    _spec: Spec
 
     def __init__(self, children: tuple[Any, ...], spec: Spec) -> None:
-        object.__setattr__(self, "children", children)
-        object.__setattr__(self, "spec", spec)
+        object.__setattr__(self, "_children", children)
+        object.__setattr__(self, "_spec", spec)
 
     def __getattr__(self, name: str) -> Any:
-        names = self.spec.cls._dynamic  # type: ignore[attr-defined]
+        names = self._spec.cls._dynamic
         if name in names:
-            return self.children[names.index(name)]
-        raise AttributeError(f"the parameters of {self.spec.cls.__name__} have no field {name!r}")
+            return self._children[names.index(name)]
+        raise AttributeError(f"the parameters of {self._spec.cls.__name__} have no field {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"parameters never change; {name!r} cannot be assigned")
 
     def __reduce__(self) -> Any:
-        return ParameterTree, (self.children, self.spec)
+        return ParameterTree, (self._children, self._spec)
 
     def __repr__(self) -> str:
         lines = [
             f"  {paths.join(path)}: {getattr(leaf, 'dtype', leaf)}{list(getattr(leaf, 'shape', ()))}"
             for path, leaf in parameter_entries(self)
         ]
-        return "\n".join([f"parameters of {self.spec.cls.__name__} (", *lines, ")"])
+        return "\n".join([f"parameters of {self._spec.cls.__name__} (", *lines, ")"])
 
 
 def _keyed(tree: ParameterTree) -> Any:
-    names = tree.spec.cls._dynamic  # type: ignore[attr-defined]
-    pairs = zip(names, tree.children, strict=True)
-    return tuple((GetAttrKey(name), child) for name, child in pairs), tree.spec
+    names = tree._spec.cls._dynamic
+    pairs = zip(names, tree._children, strict=True)
+    return tuple((GetAttrKey(name), child) for name, child in pairs), tree._spec
 
 
 jax.tree_util.register_pytree_with_keys(
     ParameterTree,
     _keyed,
     lambda spec, children: ParameterTree(tuple(children), spec),
-    lambda tree: (tree.children, tree.spec),
+    lambda tree: (tree._children, tree._spec),
 )
 
 
@@ -108,9 +108,9 @@ def _map_children_values(value: Any, visit: Callable[[Any, Path], Any], path: Pa
 
 def parameter_entries(tree: ParameterTree, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     """Each leaf of a parameter tree with its path in the module."""
-    fields = tree.spec.cls._fields  # type: ignore[attr-defined]
+    fields = tree._spec.cls._fields
     names = [name for name, field in fields.items() if field.kind != STATIC]
-    for name, value in zip(names, tree.children, strict=True):
+    for name, value in zip(names, tree._children, strict=True):
         if fields[name].kind == CHILD:
             for at, child in _trees_in(value, (*path, name)):
                 yield from parameter_entries(child, at)
@@ -126,8 +126,8 @@ def _trees_in(value: Any, path: Path) -> Iterator[tuple[Path, ParameterTree]]:
         for index, item in enumerate(value):
             yield from _trees_in(item, (*path, str(index)))
     elif isinstance(value, dict):
-        for key in sorted(value):
-            yield from _trees_in(value[key], (*path, key))
+        for key, item in value.items():
+            yield from _trees_in(item, (*path, key))
 
 
 def updated(module: Any, params: Any) -> Any:
@@ -140,15 +140,15 @@ def updated(module: Any, params: Any) -> Any:
     problems: list[str] = []
 
     def visit(node: Any, tree: Any, path: Path) -> Any:
-        if not isinstance(tree, ParameterTree) or tree.spec is not spec_of(node).bare():
-            came = tree.spec.cls.__name__ if isinstance(tree, ParameterTree) else tree
+        if not isinstance(tree, ParameterTree) or tree._spec is not spec_of(node).bare():
+            came = tree._spec.cls.__name__ if isinstance(tree, ParameterTree) else tree
             problems.append(
                 f"{paths.name(path)}: the module has a {type(node).__name__}, the parameters are"
                 f" those of a {came}" + _static_difference(spec_of(node), tree)
             )
             return node
         changes = {}
-        for (name, value), new in zip(field_values(node).items(), tree.children, strict=True):
+        for (name, value), new in zip(field_values(node).items(), tree._children, strict=True):
             at = (*path, name)
             if type(node)._fields[name].kind == CHILD:
                 changes[name] = _zip_children(value, new, visit, at, problems)
@@ -167,9 +167,9 @@ def updated(module: Any, params: Any) -> Any:
 
 
 def _static_difference(spec: Spec, tree: Any) -> str:
-    if not isinstance(tree, ParameterTree) or tree.spec.cls is not spec.cls:
+    if not isinstance(tree, ParameterTree) or tree._spec.cls is not spec.cls:
         return ""
-    other = tree.spec.statics
+    other = tree._spec.statics
     names = [name for name in spec.statics if spec.statics[name] != other.get(name)]
     return f" with another {', '.join(names)}" if names else ""
 
@@ -186,7 +186,7 @@ def _zip_children(value: Any, new: Any, visit: Any, path: Path, problems: list[s
         return value if same else tuple(items)
     if isinstance(value, dict) and isinstance(new, dict) and set(value) == set(new):
         items = {k: _zip_children(value[k], new[k], visit, (*path, k), problems) for k in value}
-        return Frozen(items)
+        return value if all(items[k] is old for k, old in value.items()) else Frozen(items)
     if value is not None:
         problems.append(f"{paths.name(path)}: the containers differ")
     return value
@@ -199,11 +199,10 @@ def _merged(value: Any, new: Any, path: Path, problems: list[str]) -> Any:
     if is_array(value):
         return _replaced(value, new, path, problems)
     if isinstance(value, Leaves) and isinstance(new, Leaves) and value.layout is new.layout:
-        if all(leaf is None for leaf in new.values):
-            return value
         triples = zip(value.layout.paths, value.values, new.values, strict=True)
-        merged = (_replaced(a, b, (*path, *below), problems) for below, a, b in triples)
-        return Leaves(merged, value.layout)
+        merged = [_replaced(a, b, (*path, *below), problems) for below, a, b in triples]
+        same = all(made is old for made, old in zip(merged, value.values, strict=True))
+        return value if same else Leaves(merged, value.layout)
     incoming = dict(leaves_of(new))
     if not incoming:
         return value
@@ -217,10 +216,9 @@ def _merged(value: Any, new: Any, path: Path, problems: list[str]) -> Any:
 def _replaced(old: Any, new: Any, path: Path, problems: list[str]) -> Any:
     if new is None:
         return old
-    shapes = getattr(old, "shape", None), getattr(new, "shape", None)
-    if None not in shapes and shapes[0] != shapes[1]:
+    if hasattr(old, "shape") and hasattr(new, "shape") and old.shape != new.shape:
         problems.append(
-            f"{paths.join(path)}: the module has shape {tuple(shapes[0])}, the parameters"
-            f" {tuple(shapes[1])}"
+            f"{paths.join(path)}: the module has shape {tuple(old.shape)}, the parameters"
+            f" {tuple(new.shape)}"
         )
     return new

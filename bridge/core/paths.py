@@ -105,11 +105,14 @@ def absolute(position: Path, up: int, down: Path) -> Path:
 
 
 def nearest(wanted: str, candidates: Sequence[str], count: int = 3) -> str:
-    """The end of a message: the candidates most like what was asked for, or all if few."""
+    """The end of a message: the candidates most like what was asked for, or else the first ones."""
     if not candidates:
         return "there is nothing to select"
-    close = difflib.get_close_matches(wanted, candidates, n=count, cutoff=0.5) or candidates[:count]
-    return "the nearest are " + ", ".join(repr(candidate) for candidate in close)
+    close = difflib.get_close_matches(wanted, candidates, n=count, cutoff=0.5)
+    if close:
+        return "the nearest are " + ", ".join(map(repr, close))
+    more = ", ..." if len(candidates) > count else ""
+    return "there are " + ", ".join(map(repr, candidates[:count])) + more
 
 
 def nothing_there(wanted: str, candidates: Sequence[str]) -> PathError:

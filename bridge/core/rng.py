@@ -14,9 +14,10 @@ from bridge.core.leaves import Frozen
 from bridge.core.paths import Path, fingerprint
 
 DEFAULT = "default"
-_ADVANCE = fingerprint(("advance",))
-_DRAW = fingerprint(("draw",))
-_LIFT = fingerprint(("lift",))
+# No module has a path that begins with an empty segment, so these fold like none of them.
+_ADVANCE = fingerprint(("", "advance"))
+_DRAW = fingerprint(("", "draw"))
+_LIFT = fingerprint(("", "lift"))
 
 
 def is_key(value: Any) -> bool:
@@ -98,7 +99,8 @@ def no_rng(path: Path, stream: str) -> MissingRngError:
     """The error for a draw in a call that was given no key at all."""
     return MissingRngError(
         f"{paths.name(path)} draws from the stream {stream!r}, and no rng was given. Type"
-        f" module.apply(..., rng=key), or attach one: module.new_state(key)"
+        f" module.apply(..., rng=key), or attach one: module.new_state(key). (A module that went"
+        f" through an inner jax.jit has none: draw before, and pass the key in)"
     )
 
 

@@ -12,11 +12,12 @@ import bridge.core.paths as paths
 from bridge.core.kinds import CHILD
 from bridge.core.leaves import Lazy, ParamInit, Tied, is_array
 from bridge.core.node import Alias, Entry, children_of, entries
+from bridge.core.paths import Path
 
 
 def draw(module: Any) -> str:
     """The module as an indented tree; `uninit` marks what `init` has still to make."""
-    return "\n".join(_lines(module))
+    return "\n".join(_lines(module, paths.ROOT))
 
 
 def uninitialised(module: Any) -> bool:
@@ -24,18 +25,26 @@ def uninitialised(module: Any) -> bool:
     return any(isinstance(entry.value, (ParamInit, Lazy)) for entry in entries(module))
 
 
-def _lines(node: Any) -> list[str]:
+def _lines(node: Any, path: Path) -> list[str]:
     if isinstance(node, Alias):
-        return [f"-> {paths.join(node.path)} ({node.up} up)"]
+        return [f"-> {_target(path, node)}"]
     title = type(node).__name__ + (" uninit " if uninitialised(node) else "")
     inside = [line for line in node.extra_repr().splitlines() if line]
-    for path, child in children_of(node):
-        first, *rest = _lines(child)
-        inside += [f"({paths.join(path)}): {first}", *rest]
+    for below, child in children_of(node):
+        first, *rest = _lines(child, (*path, *below))
+        inside += [f"({paths.join(below)}): {first}", *rest]
     parent = any(type(node)._fields[name].kind == CHILD for name in type(node)._dynamic)
     if not parent and len(inside) <= 1:
         return [f"{title}({''.join(inside)})"]
     return [f"{title}(", *(f"  {line}" for line in inside), ")"] if inside else [f"{title}()"]
+
+
+def _target(path: Path, reference: Alias | Tied) -> str:
+    """Where what an alias or a tied array stands for is kept, if that is in the tree."""
+    try:
+        return paths.join(paths.absolute(path, reference.up, reference.path))
+    except IndexError:
+        return "shared with a place outside"
 
 
 def tabulate(module: Any) -> str:
@@ -65,7 +74,7 @@ def _row(entry: Entry) -> tuple[str, str, str, str, str]:
     if isinstance(value, Lazy):
         return paths.join(entry.path), kind, "", "made by init", ""
     if isinstance(value, Tied):
-        return paths.join(entry.path), kind, "", f"tied to {paths.join(value.path)}", ""
+        return paths.join(entry.path), kind, "", f"tied to {_target(entry.path, value)}", ""
     kind += ", uninit" if isinstance(value, ParamInit) else ""
     size = f"{math.prod(value.shape):,}"
     return paths.join(entry.path), kind, str(value.dtype), str(tuple(value.shape)), size

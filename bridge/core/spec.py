@@ -44,11 +44,14 @@ class Spec:
         now = {"statics": self.statics, "frozen": self.frozen}
         return intern(self.cls, **{**now, "mode": self.mode, "keyed": self.keyed, **changes})
 
-    def in_mode(self, mode: Mode) -> Spec:
-        """The Spec with a mode of its own; remembered, because every call asks for it."""
+    def running(self, mode: Mode) -> Spec:
+        """The Spec of a private copy: in this mode, without a key of its own that it could draw from.
+
+        It is remembered, because every call asks for it.
+        """
         found = self.variants.get(mode)
         if found is None:
-            found = self if self.mode == mode else self.replace(mode=mode)
+            found = self.replace(mode=mode, keyed=False)
             self.variants[mode] = found
         return found
 
@@ -59,6 +62,9 @@ class Spec:
             found = self.replace(frozen=frozenset(), mode=None, keyed=False)
             self.variants["bare"] = found
         return found
+
+    def __deepcopy__(self, _memo: Any) -> Spec:
+        return self
 
     def __reduce__(self) -> Any:
         thawed = {name: _thaw(value) for name, value in self.statics.items()}
@@ -113,10 +119,15 @@ def _token(value: Any, where: str) -> Any:
         return type(value), value
     if isinstance(value, float):
         return type(value), value.hex()
-    if type(value) is tuple:
-        return tuple, tuple(_token(item, where) for item in value)
+    if isinstance(value, tuple):
+        return type(value), tuple(_token(item, where) for item in value)
     if isinstance(value, types.MappingProxyType):
-        return dict, tuple((key, _token(item, where)) for key, item in value.items())
+        items = ((_token(key, where), _token(item, where)) for key, item in value.items())
+        return dict, tuple(items)
+    if type(value) is frozenset:
+        return frozenset, frozenset(_token(item, where) for item in value)
+    if isinstance(value, complex):
+        return type(value), _token(value.real, where), _token(value.imag, where)
     if isinstance(value, np.generic):
         return type(value), value.tobytes()
     if _holds_arrays(value):

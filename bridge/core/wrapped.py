@@ -14,6 +14,7 @@ import bridge.core.paths as paths
 from bridge.core.calling import Frame, frame_of
 from bridge.core.errors import MissingRngError, TraceError, UninitialisedError
 from bridge.core.kinds import BY_FIRST_KEY, Kind, Parameter
+from bridge.core.layers import Layer
 from bridge.core.leaves import Lazy, Leaves
 from bridge.core.module import Module, plain
 
@@ -29,6 +30,9 @@ TRAIN_FLAGS: Mapping[str, bool] = {
     "use_running_average": False,
     "inference": False,
 }
+
+
+LIBRARIES = ("flax", "haiku", "equinox", "torch")
 
 
 class Opaque:
@@ -55,6 +59,9 @@ class Opaque:
             return False
         return self.value is other.value or (self.hashed is not None and self.value == other.value)
 
+    def __reduce__(self) -> Any:
+        return Opaque, (self.value,)  # a hash of strings holds in one process only
+
     def __repr__(self) -> str:
         return f"{type(self.value).__name__}"
 
@@ -69,18 +76,21 @@ class Wrapped(Module):
     model: Opaque
     params: Parameter
     state: States
-    known_layers: tuple = ()
+    known_layers: tuple | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the model's own call returns."""
         return self.invoke("__call__", args, kwargs)
 
+    @plain
     def invoke(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What a method of the model returns; its state updates go into this module's state."""
         frame = self._running(method)
-        if isinstance(self.params, Lazy) and frame.initialising:
-            params, state, layers = self.make(frame, method, args, kwargs)
-            frame.fill(self, params=Leaves.of(params), state=Leaves.of(state), known_layers=layers)
+        if frame.initialising and (isinstance(self.params, Lazy) or "params" in frame.filled):
+            self._fill(frame, method, args, kwargs)
+        elif frame.initialising and self.unseen:
+            _, _, layers = self.make(frame, method, args, kwargs)
+            frame.fill(self, known_layers=layers)
         if isinstance(self.params, Lazy):
             raise UninitialisedError(
                 f"{paths.name(frame.path)} is not initialised; type"
@@ -89,6 +99,16 @@ class Wrapped(Module):
         out, state = self.run(frame, method, args, kwargs)
         self._keep(frame, state)
         return out
+
+    def _fill(self, frame: Frame, method: str, args: Any, kwargs: Any) -> None:
+        """Makes what a method needs, and keeps what the methods called before it have made."""
+        params, state, layers = self.make(frame, method, args, kwargs)
+        if "params" in frame.filled:
+            params = united(frame.filled["params"].tree(), params)
+            state = united(frame.filled["state"].tree(), state)
+            known = frame.filled["known_layers"] or ()
+            layers = known + tuple(layer for layer in layers or () if layer not in known)
+        frame.fill(self, params=Leaves.of(params), state=Leaves.of(state), known_layers=layers)
 
     def _keep(self, frame: Frame, state: Any) -> None:
         """Writes the state that a call left, where it is another one than before."""
@@ -110,9 +130,14 @@ class Wrapped(Module):
         """The output of a method of the model, and the model's state after it."""
         raise NotImplementedError
 
+    @property
+    def unseen(self) -> bool:
+        """Whether the layers of the model show in a call alone, and none has shown them."""
+        return self.known_layers is None and type(self).make is not Wrapped.make
+
     @plain
-    def layers(self) -> tuple:
-        """The layers of the model: what each array is to the layer that it belongs to."""
+    def layers(self) -> tuple[Layer, ...] | None:
+        """The layers of the model, their paths below this module; None where no call has shown them."""
         return self.known_layers
 
     @plain
@@ -123,11 +148,10 @@ class Wrapped(Module):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name in type(self)._fields:
             raise AttributeError(name)
-        model = self.model.value
-        method = getattr(type(model), name, None)
-        if not callable(method):
+        model_class = self.model_class()
+        if not callable(getattr(model_class, name, None)):
             raise AttributeError(
-                f"the wrapped {type(model).__name__} has no method {name!r}; its arrays are read by"
+                f"the wrapped {model_class.__name__} has no method {name!r}; its arrays are read by"
                 f" path: module.at['params...'].get()"
             )
         call = functools.partial(_invoke, name)
@@ -136,13 +160,32 @@ class Wrapped(Module):
             return lambda *args, **kwargs: frame.enter(self, call, args, kwargs)
         return lambda *args, **kwargs: calling.call(self, call, args, kwargs)
 
+    @plain
+    def model_class(self) -> type:
+        """The class of the wrapped model: its methods can be called on this module."""
+        return type(self.model.value)
+
     def extra_repr(self) -> str:
         """The class of the wrapped model."""
-        return type(self.model.value).__name__
+        return self.model_class().__name__
 
 
 def _invoke(name: str, module: Any, *args: Any, **kwargs: Any) -> Any:
     return module.invoke(name, args, kwargs)
+
+
+def united(first: Any, second: Any) -> Any:
+    """Two nested dicts as one; what both have is the first one's."""
+    if not (isinstance(first, Mapping) and isinstance(second, Mapping)):
+        return first
+    both = {key: united(first[key], second[key]) for key in first if key in second}
+    return {**second, **first, **both}
+
+
+def library_of(model: Any) -> str | None:
+    """The library of the field that the class of a model comes from, None for any other object."""
+    packages = [cls.__module__.partition(".")[0] for cls in type(model).__mro__]
+    return next((package for package in packages if package in LIBRARIES), None)
 
 
 def train_flags(

@@ -52,9 +52,7 @@ SCANS = {
     "a closure": lambda child, xs: br.scan(lambda c, x: child.step(c, x), 0.0, xs),
     "a partial": lambda child, xs: br.scan(functools.partial(Noise.step, child), 0.0, xs),
     "a default argument": lambda child, xs: br.scan(lambda c, x, m=child: m.step(c, x), 0.0, xs),
-    "named modules": lambda child, xs: br.scan(
-        Indirect([child][0]).through, 0.0, xs, modules=[child]
-    ),
+    "named modules": lambda child, xs: br.scan(Indirect([child][0]).through, 0.0, xs, modules=[child]),
 }
 
 

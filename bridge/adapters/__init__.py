@@ -1,0 +1,1 @@
+"""One package for each library: how it becomes a Module, and how a Module becomes its."""

@@ -1,0 +1,174 @@
+"""Modules, optimizers and keys in one file and back: `save` and `load`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from io import BufferedReader, BufferedWriter
+from typing import Any, TypeVar
+
+import jax
+from jax.core import Tracer
+
+import bridge.core.paths as paths
+import bridge.core.tensorfile as tensorfile
+from bridge.core.errors import CheckpointError
+from bridge.core.fitting import UNINITIALISED, is_typed_key, misfits, named, told, uninitialised
+from bridge.core.leaves import segments
+from bridge.core.manifest import Manifest
+from bridge.core.paths import Path
+from bridge.core.tensorfile import Header
+
+T = TypeVar("T")
+
+_METADATA = "bridge"
+
+
+def save(path: str | os.PathLike[str], tree: Any) -> None:
+    """Writes a module, an optimizer, a key, or tuples, lists and dicts of them to one file.
+
+    The file is a `.safetensors` file whose tensors are named by their paths, with the static side as
+    JSON in its metadata. It takes the place of an older one at once, when all of it is on disk, so
+    whatever ends a save early leaves the old file. Raises CheckpointError, with everything that cannot
+    be saved, before anything is written.
+
+    >>> import bridge as br, jax, jax.numpy as jnp, os, tempfile
+    >>> class Scale(br.Module):
+    ...     factor: br.Parameter
+    >>> path = os.path.join(tempfile.mkdtemp(), "run.safetensors")
+    >>> br.save(path, {"module": Scale(jnp.ones(3)), "key": jax.random.key(0)})
+    >>> like = {"module": Scale(jnp.zeros(3)), "key": jax.random.key(1)}
+    >>> br.load(path, like)["module"].factor
+    Array([1., 1., 1.], dtype=float32)
+    """
+    leaves, _ = _flat(tree)
+    problems = [(place, f"it {UNINITIALISED}") for place in uninitialised(tree)]
+    problems += [(place, why) for place, leaf in leaves.items() if (why := _unsavable(place, leaf))]
+    if problems:
+        raise CheckpointError(f"{path} was not written; these cannot be saved:\n{told(problems)}")
+    arrays = {paths.join(place): _data(leaf) for place, leaf in leaves.items()}
+    keys = {
+        paths.join(place): str(jax.random.key_impl(leaf))
+        for place, leaf in leaves.items()
+        if is_typed_key(leaf)
+    }
+    metadata = {_METADATA: Manifest.of(tree, keys).text()}
+    with _os_errors("written", path):
+        _replace(path, lambda file: tensorfile.write(file, arrays, metadata))
+
+
+def load(path: str | os.PathLike[str], like: T, keep_static: str | Iterable[str] = ()) -> T:
+    """A tree of like's structure with the arrays of a file that `save` has written.
+
+    `like` holds arrays or `jax.ShapeDtypeStruct`s, as `jax.eval_shape` gives them. Where an array of
+    like was put on a device or a mesh, the loaded one is put there too. Mode and freezing are like's.
+    `keep_static` are paths or globs of static fields and classes that may differ from the file's and
+    stay as they are in like. Raises CheckpointError, with everything that does not fit, before any
+    array is read.
+    """
+    wanted, treedef = _flat(like)
+    patterns = (keep_static,) if isinstance(keep_static, str) else tuple(keep_static)
+    with _os_errors("read", path), open(path, "rb") as file:
+        header = tensorfile.read_header(file)
+        if _METADATA not in header.metadata:
+            raise CheckpointError(
+                f"{path} is a safetensors file, but none that bridge.save has written; type"
+                f" module = bridge.load_state_dict(module, {str(path)!r}) to load weights by name"
+            )
+        manifest = Manifest.parse(header.metadata[_METADATA], str(path))
+        problems = misfits(header, manifest, like, wanted, patterns)
+        if problems:
+            raise CheckpointError(f"{path} does not fit like, and nothing was loaded:\n{problems}")
+        arrays = [_array(file, header, manifest, place, leaf) for place, leaf in wanted.items()]
+    return jax.tree.unflatten(treedef, arrays)
+
+
+def _flat(tree: Any) -> tuple[dict[Path, Any], Any]:
+    keyed, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    leaves: dict[Path, Any] = {}
+    for keys, leaf in keyed:
+        place = segments(keys)
+        if place in leaves:
+            raise CheckpointError(
+                f"two leaves of the tree have the path {named(place)}; give them different names"
+            )
+        leaves[place] = leaf
+    return leaves, treedef
+
+
+def _data(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if is_typed_key(leaf) else leaf
+
+
+def _unsavable(place: Path, leaf: Any) -> str | None:
+    """Why a leaf cannot be saved and what to type; None where it can."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return "it is a jax.ShapeDtypeStruct, which has no values; save what was really computed"
+    if not isinstance(leaf, jax.Array):
+        return f"it is a {type(leaf).__name__}; an array or a key was wanted: jax.numpy.asarray(...)"
+    if isinstance(leaf, Tracer):
+        return (
+            "it is traced, by jax.jit or another transform; return it from there, and save what comes"
+        )
+    if leaf.is_deleted():
+        return "its memory was donated to a compiled function; save what that function returned"
+    if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        return (
+            "other processes hold parts of it; gather it first, with"
+            " jax.experimental.multihost_utils.process_allgather(tree, tiled=True)"
+        )
+    if not is_typed_key(leaf) and leaf.dtype not in tensorfile.NAMES:
+        return f"safetensors has no {leaf.dtype}; cast it: array.astype(...)"
+    if place == ("__metadata__",):
+        return "safetensors keeps this name for itself; use another one"
+    return None
+
+
+def _replace(path: str | os.PathLike[str], write: Callable[[BufferedWriter], None]) -> None:
+    """Puts a new file in the place of an old one, whole and on disk, or leaves the old one."""
+    target = pathlib.Path(path).resolve()  # a link stays, and what it points to is replaced
+    part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
+    try:
+        with open(part, "xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+    if os.name == "posix":  # elsewhere a folder cannot be opened, and the rename is on disk already
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextlib.contextmanager
+def _os_errors(what: str, path: str | os.PathLike[str]) -> Iterator[None]:
+    """Tells what the operating system refused as a CheckpointError."""
+    try:
+        yield
+    except OSError as error:
+        folder = pathlib.Path(path).resolve().parent
+        missing = f"; there is no folder {folder}: make it first" if not folder.is_dir() else ""
+        raise CheckpointError(f"{path} cannot be {what}: {error.strerror}{missing}") from error
+
+
+def _array(file: BufferedReader, header: Header, manifest: Manifest, place: Path, like: Any) -> Any:
+    """An array of the file, on the device or mesh of like's."""
+    name = paths.join(place)
+    array: Any = tensorfile.read(file, header.tensors[name])
+    if name in manifest.keys:
+        array = jax.random.wrap_key_data(array, impl=manifest.keys[name])
+    return jax.device_put(array, _sharding(like))
+
+
+def _sharding(like: Any) -> Any:
+    """Where an array was put on purpose; None where JAX may move it."""
+    if isinstance(like, jax.ShapeDtypeStruct):
+        return like.sharding
+    return like.sharding if not isinstance(like, Tracer) and like.committed else None

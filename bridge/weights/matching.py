@@ -1,0 +1,160 @@
+"""Which key of a source goes to which place of a Module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+import bridge.core.paths as paths
+from bridge.core.layers import Layer, Slot
+from bridge.weights.catalogue import buffer_reason, layers_of
+from bridge.weights.pairing import (
+    Couple,
+    Shape,
+    key_of,
+    pair,
+    sized_source,
+    sized_target,
+    source_axes,
+    torch_axes,
+)
+from bridge.weights.planning import free_arrays, free_layers, planned
+from bridge.weights.renaming import renamed
+from bridge.weights.report import Match
+from bridge.weights.sources import Source, open_source
+from bridge.weights.targets import ARRAY, Targets, array_layer, targets_of
+
+
+def match(module: Any, source: Any, rename: Mapping[Any, str] | None = None) -> Match:
+    """The plan by which `load_state_dict` would load a source into a Module; print it.
+
+    `rename` pairs what matching cannot: names of the source and of the Module, in either direction,
+    of layers or of arrays: `{"fc_a": "params.Dense_0"}`, `{"h.*.q": "params.blocks.*.query"}`, or a
+    compiled regular expression and its template. Of a file nothing but the header is read.
+
+    What does not fit together is in the plan's `problems`. Raises WeightsError for a source, a Module
+    or a `rename` that is none.
+    """
+    return match_source(module, open_source(source), rename or {})
+
+
+def match_source(module: Any, source: Source, rename: Mapping[Any, str]) -> Match:
+    """The plan for an opened source; see `match`."""
+    targets = targets_of(module)
+    unused = dict(_unused(source))
+    shapes = {key: tensor.shape for key, tensor in source.tensors.items() if key not in unused}
+    sources = [*(source.layers or ()), *_loose(shapes, source.layers or ())]
+
+    found = _by_rename(targets, sources, shapes, rename)
+    found += _by_same_name(targets, shapes, found)
+    found += _by_likeness(targets, sources, shapes, found)
+    spare = [sized_source(layer, shapes) for layer in _free_sources(sources, found)]
+    return planned(targets, shapes, found, spare, unused)
+
+
+def _by_likeness(
+    targets: Targets, sources: Sequence[Layer], shapes: Mapping[str, Shape], found: list[Couple]
+) -> list[Couple]:
+    """Couples of layers by kind, size and names; then of arrays that belong to no known layer."""
+    free = [sized_target(layer, targets.leaves) for layer in free_layers(targets, found)]
+    known = [one for one in free if one.layer.kind != ARRAY]
+    own = [one for one in free if one.layer.kind == ARRAY]
+    layers = [sized_source(layer, shapes) for layer in _free_sources(sources, found)]
+    couples = pair(known, layers)
+    arrays = [sized_source(layer, shapes) for layer in free_arrays(shapes, [*found, *couples])]
+    return couples + pair(own, arrays)
+
+
+def _unused(source: Source) -> Iterator[tuple[str, str]]:
+    for key, tensor in source.tensors.items():
+        reason = buffer_reason(key)
+        if reason is not None and np.issubdtype(tensor.dtype, np.integer):
+            yield key, reason
+
+
+def _loose(shapes: Mapping[str, Shape], known: Iterable[Layer]) -> tuple[Layer, ...]:
+    """The layers that keys and shapes show, where no layer of a live model holds the keys."""
+    held = {key_of(slot) for layer in known for slot in layer.slots}
+    return layers_of({key: shape for key, shape in shapes.items() if key not in held})
+
+
+def _free_sources(sources: Sequence[Layer], couples: Sequence[Couple]) -> list[Layer]:
+    """The layers of the source that are in no couple, and none of whose arrays has another place."""
+    taken = {couple.source for couple in couples}
+    elsewhere = {key_of(slot) for layer in taken - {*sources} for slot in layer.slots}
+    return [
+        layer
+        for layer in sources
+        if layer not in taken and not any(key_of(slot) in elsewhere for slot in layer.slots)
+    ]
+
+
+def _by_same_name(
+    targets: Targets, shapes: Mapping[str, Shape], couples: Iterable[Couple]
+) -> list[Couple]:
+    """Arrays of the user's own modules whose path is a key."""
+    free = {layer.path for layer in free_arrays(shapes, couples)}
+    return [
+        Couple(layer, array_layer(layer.path), "the same name")
+        for layer in free_layers(targets, couples)
+        if layer.kind == ARRAY and layer.path in free
+    ]
+
+
+def _by_rename(
+    targets: Targets,
+    sources: Iterable[Layer],
+    shapes: Mapping[str, Shape],
+    rename: Mapping[Any, str],
+) -> list[Couple]:
+    """The couples that the user names, arrays of one layer gathered."""
+    places, keys = _places(targets.layers), _keys(sources, shapes)
+    found: dict[int, Couple] = {}
+    for key, place in renamed(rename, keys, places):
+        target, part = places[place]
+        source = keys[key]
+        if part is not None and key in shapes:
+            before = found[id(target)].source if id(target) in found else source
+            source = _with_array(before, target, part, key)
+        found[id(target)] = Couple(target, source, "rename")
+    return list(found.values())
+
+
+def _with_array(source: Layer, target: Layer, part: str, key: str) -> Layer:
+    """The source layer in which a part of the target's kind is the array of a key."""
+    slot = Slot(part, tuple(key.split(".")), torch_axes(target.kind, part))
+    others = (
+        replace(other, axes=source_axes(other, source, target))
+        for other in source.slots
+        if other.part in _parts(target) and other.part != part and key_of(other) != key
+    )
+    return replace(source, kind=target.kind, slots=(slot, *others))
+
+
+def _parts(layer: Layer) -> set[str]:
+    return {slot.part for slot in layer.slots}
+
+
+def _places(layers: Iterable[Layer]) -> dict[str, tuple[Layer, str | None]]:
+    """What a user may call a layer of the Module, or an array of it: as printed, or shorter."""
+    found: dict[str, tuple[Layer, str | None]] = {}
+    for layer in layers:
+        for slot in layer.slots:
+            found.setdefault(paths.join(slot.path), (layer, slot.part))
+            if layer.kind != ARRAY:
+                found.setdefault(paths.join(slot.path[:-1]), (layer, None))
+        found.setdefault(paths.join(layer.path), (layer, None))
+    return found
+
+
+def _keys(sources: Iterable[Layer], shapes: Mapping[str, Shape]) -> dict[str, Layer]:
+    """What a user may call a layer of the source, or an array of it."""
+    found: dict[str, Layer] = {}
+    for layer in sources:
+        found.setdefault(".".join(layer.path), layer)
+        for slot in layer.slots:
+            found.setdefault(key_of(slot), layer)
+    return {**{key: array_layer(tuple(key.split("."))) for key in shapes}, **found}

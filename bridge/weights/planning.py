@@ -1,0 +1,230 @@
+"""From couples of layers to a plan: each array's place, and a sentence for all that does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import bridge.core.paths as paths
+from bridge.core.errors import WeightsError
+from bridge.core.layers import Layer, Slot, placed
+from bridge.core.paths import Path
+from bridge.core.translation import labelled, translation
+from bridge.weights.catalogue import torch_row
+from bridge.weights.pairing import (
+    Couple,
+    Shape,
+    Sized,
+    guess,
+    key_of,
+    may_be,
+    sized_source,
+    sized_target,
+    source_axes,
+    torch_axes,
+)
+from bridge.weights.report import Match, Pair
+from bridge.weights.targets import ARRAY, Leaf, Targets, array_layer
+
+# So many candidates stand in one sentence.
+SHOWN = 4
+
+
+@dataclass
+class _Draft:
+    """What a plan is made of, while it is made."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    constants: dict[Path, int | bool] = field(default_factory=dict)
+    left_over: dict[str, str] = field(default_factory=dict)
+    differences: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    mentioned: set[str] = field(default_factory=set)
+
+
+def planned(
+    targets: Targets,
+    shapes: Mapping[str, Shape],
+    couples: Sequence[Couple],
+    spare: Sequence[Sized],
+    unused: Mapping[str, str],
+) -> Match:
+    """The plan that couples make; `spare` are the layers of the source that are in none."""
+    draft = _Draft()
+    order = {id(layer): position for position, layer in enumerate(targets.layers)}
+    for couple in sorted(couples, key=lambda couple: order[id(couple.target)]):
+        _add(draft, couple, targets.leaves, shapes)
+    _add_rest(draft, targets, shapes, couples, spare)
+    for key in shapes:
+        if key not in draft.mentioned:
+            draft.left_over[key] = (
+                f"{key}: left over: nothing in the Module takes it; type strict=False to leave it out"
+            )
+    return Match(
+        tuple(draft.pairs),
+        draft.constants,
+        unused,
+        draft.left_over,
+        tuple(draft.differences),
+        tuple(draft.problems),
+    )
+
+
+def free_layers(targets: Targets, couples: Iterable[Couple]) -> list[Layer]:
+    """The layers of the Module that are in no couple."""
+    taken = {id(couple.target) for couple in couples}
+    return [layer for layer in targets.layers if id(layer) not in taken]
+
+
+def free_arrays(shapes: Mapping[str, Shape], couples: Iterable[Couple]) -> list[Layer]:
+    """The arrays of the source that are in no couple, each as a layer."""
+    taken = {key_of(slot) for couple in couples for slot in couple.source.slots}
+    return [array_layer(tuple(key.split("."))) for key in shapes if key not in taken]
+
+
+def place_of(layer: Layer) -> str:
+    """Where the arrays of a layer of the Module are, as a user types it."""
+    path = layer.slots[0].path
+    return paths.join(path if layer.kind == ARRAY else path[:-1])
+
+
+def _add(
+    draft: _Draft, couple: Couple, leaves: Mapping[Path, Leaf], shapes: Mapping[str, Shape]
+) -> None:
+    """Adds the arrays of a couple, and what is wrong with them."""
+    target, source = couple.target, couple.source
+    given = {slot.part: slot for slot in source.slots}
+    for slot in target.slots:
+        if slot.value is not None:
+            draft.constants[slot.path] = slot.value
+        elif slot.part not in given:
+            draft.problems.append(_missing(slot, couple, leaves[slot.path].shape))
+        else:
+            _add_array(draft, couple, given[slot.part], slot, leaves[slot.path].shape, shapes)
+    wanted = {slot.part for slot in target.slots}
+    for slot in source.slots:
+        if slot.part not in wanted:
+            draft.left_over[key_of(slot)] = (
+                f"{key_of(slot)}: left over: {place_of(target)} has no {slot.part}; type strict=False"
+                f" to leave it out"
+            )
+    draft.mentioned.update(key_of(slot) for slot in source.slots)
+    draft.differences.extend(_differences(couple))
+
+
+def _add_array(
+    draft: _Draft,
+    couple: Couple,
+    given: Slot,
+    slot: Slot,
+    shape: Shape,
+    shapes: Mapping[str, Shape],
+) -> None:
+    key, axes = key_of(given), source_axes(given, couple.source, couple.target)
+    try:
+        turned = translation(axes, slot.axes, shape)
+    except WeightsError as error:
+        draft.problems.append(
+            f"{paths.join(slot.path)}: {error}; layers that are stacked or have axes of their own"
+            f" cannot be loaded by their kind"
+        )
+        return
+    if turned.source_shape != shapes[key]:
+        draft.problems.append(_wrong_shape(key, axes, shapes[key], turned.source_shape, couple.target))
+    else:
+        draft.pairs.append(Pair(key, slot.path, turned, couple.evidence))
+
+
+def _wrong_shape(key: str, axes: str, came: Shape, wanted: Shape, target: Layer) -> str:
+    if target.kind == ARRAY:
+        return f"{key}: has shape {came}; {place_of(target)} has {wanted}"
+    return (
+        f"{key}: torch keeps it as ({axes}), so it holds {labelled(axes, came)};"
+        f" the Module has {labelled(axes, wanted)}"
+    )
+
+
+def _missing(slot: Slot, couple: Couple, shape: Shape) -> str:
+    row = torch_row(couple.target.kind)
+    names = [s.path for s in row.slots if s.part == slot.part] if row else []
+    key = ".".join(placed(names[0], couple.source.path)) if names else slot.part
+    return f"{key}: missing; {paths.join(slot.path)} wants {_wanted(couple.target, slot, shape)}"
+
+
+def _wanted(target: Layer, slot: Slot, shape: Shape) -> str:
+    axes = torch_axes(target.kind, slot.part)
+    try:
+        return labelled(axes, translation(axes, slot.axes, shape).source_shape)
+    except WeightsError:
+        return f"shape {shape}"
+
+
+def _differences(couple: Couple) -> Iterator[str]:
+    theirs = dict(couple.source.settings)
+    for name, mine in couple.target.settings:
+        if name == "eps" and name in theirs and theirs[name] != mine:
+            yield (
+                f"{place_of(couple.target)}: {name} is {mine}, and {theirs[name]} in"
+                f" {'.'.join(couple.source.path)}: build the model with {theirs[name]}, or type"
+                f" strict=False to keep {mine}"
+            )
+
+
+def _add_rest(
+    draft: _Draft,
+    targets: Targets,
+    shapes: Mapping[str, Shape],
+    couples: Sequence[Couple],
+    spare: Sequence[Sized],
+) -> None:
+    """Adds a sentence for each layer of the Module that is in no couple."""
+    arrays = [sized_source(layer, shapes) for layer in free_arrays(shapes, couples)]
+    lost: list[Sized] = []
+    for layer in free_layers(targets, couples):
+        target = sized_target(layer, targets.leaves)
+        rivals = arrays if layer.kind == ARRAY else spare
+        candidates = [source for source in rivals if may_be(target, source)]
+        if candidates:
+            draft.problems.append(_ambiguous(layer, [one.layer for one in candidates]))
+            draft.mentioned.update(key_of(slot) for one in candidates for slot in one.layer.slots)
+        else:
+            lost.append(target)
+    left = [one for one in (*spare, *arrays) if not _mentioned(one, draft)]
+    likely = {id(couple.target): couple for couple in guess(lost, left)}
+    for target in lost:
+        if id(target.layer) in likely:
+            _add_likely(draft, likely[id(target.layer)], targets.leaves, shapes)
+        else:
+            draft.problems.append(_lacking(target.layer, targets.leaves))
+
+
+def _mentioned(source: Sized, draft: _Draft) -> bool:
+    return any(key_of(slot) in draft.mentioned for slot in source.layer.slots)
+
+
+def _add_likely(
+    draft: _Draft, couple: Couple, leaves: Mapping[Path, Leaf], shapes: Mapping[str, Shape]
+) -> None:
+    """Adds what is wrong with a couple that names suggest; where nothing is, that it is unproven."""
+    before = len(draft.problems)
+    _add(draft, couple, leaves, shapes)
+    if len(draft.problems) == before:
+        draft.problems.append(_ambiguous(couple.target, [couple.source]))
+
+
+def _ambiguous(target: Layer, sources: Sequence[Layer]) -> str:
+    names = [".".join(source.path) for source in sources]
+    shown = ", ".join(map(repr, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
+    return (
+        f"{place_of(target)}: may be {shown}, and nothing tells which; settle it:"
+        f" rename={{{names[0]!r}: {place_of(target)!r}}}, or as it should be"
+    )
+
+
+def _lacking(target: Layer, leaves: Mapping[Path, Leaf]) -> str:
+    slot = next((slot for slot in target.slots if slot.value is None), target.slots[0])
+    wanted = _wanted(target, slot, leaves[slot.path].shape)
+    return (
+        f"{place_of(target)}: missing: nothing in the source is like its {target.kind} with {wanted};"
+        f" if it has another form there, type rename={{name: {place_of(target)!r}}}"
+    )

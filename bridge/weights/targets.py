@@ -1,0 +1,94 @@
+"""What a Module wants to be loaded: its layers, and the arrays that belong to none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import bridge.core.paths as paths
+from bridge.core.errors import WeightsError
+from bridge.core.layers import Layer, Slot
+from bridge.core.leaves import Lazy, Tied
+from bridge.core.node import entries, walk
+from bridge.core.paths import Path
+from bridge.core.wrapped import Wrapped
+from bridge.weights.catalogue import torch_row
+
+ARRAY = "array"
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """An array of a Module, as far as loading must know it."""
+
+    shape: tuple[int, ...]
+    dtype: Any  # of a typed key it is none of NumPy's
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The layers of a Module, paths from its root, and all of its arrays by path.
+
+    A parameter that no layer knows is a layer of the kind "array".
+    """
+
+    layers: tuple[Layer, ...]
+    leaves: Mapping[Path, Leaf]
+
+
+def targets_of(module: Any) -> Targets:
+    """What a Module wants to be loaded; raises WeightsError where it does not know that itself."""
+    found = [entry for entry in entries(module) if not isinstance(entry.value, Tied)]
+    lazy = [paths.name(entry.path[:-1]) for entry in found if isinstance(entry.value, Lazy)]
+    if lazy:
+        raise WeightsError(
+            f"{lazy[0]} has no shapes before it has seen an input; type"
+            f" module = module.init(key, *sample) first"
+        )
+    leaves = {e.path: Leaf(tuple(e.value.shape), e.value.dtype) for e in found}
+    layers = tuple(layer for layer in _layers(module, leaves) if layer.slots)
+    covered = {slot.path for layer in layers for slot in layer.slots}
+    own = tuple(
+        array_layer(entry.path)
+        for entry in found
+        if entry.kind.name == "parameter" and entry.path not in covered
+    )
+    return Targets(layers + own, leaves)
+
+
+def array_layer(path: Path) -> Layer:
+    """An array alone as a layer: loaded as it is."""
+    return Layer(path, ARRAY, (Slot(ARRAY, path, "*axes"),))
+
+
+def _layers(module: Any, leaves: Mapping[Path, Leaf]) -> Iterator[Layer]:
+    """The layers of every wrapped model in the tree that PyTorch has as well."""
+    for path, node in walk(module):
+        if not isinstance(node, Wrapped):
+            continue
+        layers = node.layers()
+        if layers is None:
+            raise WeightsError(
+                f"{paths.name(path)} was wrapped with its variables, and which layers they belong to"
+                f" shows only in a call; type module = module.init(key, *sample) once: it changes no"
+                f" array"
+            )
+        for layer in layers:
+            if torch_row(layer.kind) is not None:
+                yield _below(path, layer, leaves)
+
+
+def _below(path: Path, layer: Layer, leaves: Mapping[Path, Leaf]) -> Layer:
+    """A layer with those of its arrays that the Module has, paths from its root."""
+    slots = (replace(slot, path=_leaf_at((*path, *slot.path), leaves)) for slot in layer.slots)
+    present = tuple(slot for slot in slots if slot.path in leaves)
+    return replace(layer, path=(*path, *layer.path), slots=present)
+
+
+def _leaf_at(path: Path, leaves: Mapping[Path, Leaf]) -> Path:
+    """The path of an array, which a box such as `nn.Partitioned` puts one step further down."""
+    if path in leaves:
+        return path
+    inside = [leaf for leaf in leaves if leaf[:-1] == path]
+    return inside[0] if len(inside) == 1 else path

