@@ -84,7 +84,8 @@ def ratio(ours, theirs):
 
 def main():
     print(f"python {platform.python_version()}, jax {jax.__version__}, {platform.machine()}")
-    print(f"{'leaves':>6}  {'module':14}  " + "  ".join(f"{n:>9}" for n in operations({"a": jnp.ones(1)})))
+    names = "  ".join(f"{name:>9}" for name in operations({"a": jnp.ones(1)}))
+    print(f"{'leaves':>6}  {'module':14}  {names}")
     for leaves in (8, 150, 320):
         stack, flat, nested = trees(leaves)
         theirs = operations(nested)

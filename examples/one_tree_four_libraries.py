@@ -180,7 +180,8 @@ def main(epochs=EPOCHS, out="out"):
     picture = folder / "one_tree_four_libraries.png"
     draw(history, picture)
     compiled = train_step._cache_size(), accuracy._cache_size()
-    print(f"compiled {compiled[0]} train step and {compiled[1]} eval step; {model.images_seen} images seen")
+    print(f"compiled {compiled[0]} train step and {compiled[1]} eval step")
+    print(f"{model.images_seen} images seen, counted by the model's own State")
     print(f"curves in {picture}")
     print(f"test accuracy {history[-1][1]:.2%} in {time.perf_counter() - started:.1f} s")
     return history[-1][1], compiled

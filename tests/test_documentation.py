@@ -15,7 +15,9 @@ import bridge as br
 from bridge.core.editing import At
 
 ROOT = Path(__file__).parent.parent
-ERRORS = {name for name, value in vars(br).items() if inspect.isclass(value) and issubclass(value, Exception)}
+ERRORS = {
+    name for name, value in vars(br).items() if inspect.isclass(value) and issubclass(value, Exception)
+}
 MARKERS = {"Parameter", "State", "Key"}
 
 

@@ -22,6 +22,7 @@ LIBRARIES = {
 }
 REQUIRED = {"__init__.py", "_wrap.py", "_layers.py", "_dialect.py"}
 ALLOWED = REQUIRED | {"_export.py"}
+WITHOUT_FORWARD = {"torch"}  # its weights are translated; its models are not wrapped
 FRAMEWORKS = {*LIBRARIES.values(), "orbax", "treescope", "matplotlib", "typer", "rich"}
 FRAMEWORKS |= {"transformers", "huggingface_hub", "sklearn", "tokenizers"}
 
@@ -69,9 +70,7 @@ def statements(node: ast.AST, eager: bool) -> Iterator[tuple[ast.AST, bool]]:
         yield from statements(child, eager and not lazy and not typing_only)
 
 
-def targets(
-    node: ast.AST, source: str, is_package: bool, known: set[str]
-) -> Iterator[tuple[str, int]]:
+def targets(node: ast.AST, source: str, is_package: bool, known: set[str]) -> Iterator[tuple[str, int]]:
     match node:
         case ast.Import(names=names):
             yield from ((alias.name, node.lineno) for alias in names)
@@ -134,9 +133,7 @@ def test_bridge_keeps_the_import_rules():
 
 
 BROKEN = {
-    "core/tree.py: import flax.linen": (
-        "bridge.core.tree:1 imports flax.linen: not a library of core"
-    ),
+    "core/tree.py: import flax.linen": ("bridge.core.tree:1 imports flax.linen: not a library of core"),
     "core/tree.py: def read(): import torch": (
         "bridge.core.tree:1 imports torch: not a library of core"
     ),
@@ -160,8 +157,7 @@ BROKEN = {
         "bridge.adapters.nnx._layers:1 imports bridge.cli: neither core nor this adapter"
     ),
     "adapters/equinox/_wrap.py: import jax, flax": (
-        "bridge.adapters.equinox._wrap:1 imports flax: "
-        "a library neither of core nor of this adapter"
+        "bridge.adapters.equinox._wrap:1 imports flax: a library neither of core nor of this adapter"
     ),
     "adapters/sixth/_wrap.py: import sixth": (
         "bridge.adapters.sixth._wrap:1 imports sixth: a library neither of core nor of this adapter"
@@ -214,7 +210,8 @@ def test_every_adapter_has_the_same_files(adapter):
     if not folder.is_dir():
         pytest.skip(f"there is no adapter for {adapter} yet")
     files = {path.name for path in folder.iterdir() if path.name != "__pycache__"}
-    assert files >= REQUIRED, "missing: " + ", ".join(sorted(REQUIRED - files))
+    required = REQUIRED - ({"_wrap.py"} if adapter in WITHOUT_FORWARD else set())
+    assert files >= required, "missing: " + ", ".join(sorted(required - files))
     assert files <= ALLOWED, "of no adapter: " + ", ".join(sorted(files - ALLOWED))
 
 
@@ -237,10 +234,10 @@ def test_import_bridge_costs_little_over_import_jax():
     program = """
 import time
 import jax
-start = time.perf_counter()
+start = time.process_time()  # what another process takes of the machine is not ours
 import bridge
 bridge.Module
-print(time.perf_counter() - start)
+print(time.process_time() - start)
 """
     costs = []
     while len(costs) < 7 and min(costs, default=1.0) > 0.3:  # a busy machine gets another try

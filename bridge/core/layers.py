@@ -6,7 +6,7 @@ Every library says the same few things about its layers, in tables: `Row` is one
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,14 +34,16 @@ class Layer:
     """A layer of a model: its library's own path, its kind, its arrays, its hyper-parameters.
 
     `slots` are the arrays that a layer of its kind may have; a model without biases has fewer. Their
-    paths start at the module that wraps the model. `settings` has neutral names ("eps",
-    "groups"), sorted; only what the library's row lists.
+    paths start at the module that wraps the model. `settings` has neutral names ("eps", "groups"),
+    sorted; only what the library's row lists. `role` says what the layer is to the one that holds it,
+    where its own name does not: "out".
     """
 
     path: Path
     kind: str
     slots: tuple[Slot, ...]
     settings: tuple[tuple[str, Any], ...] = ()
+    role: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,14 @@ def placed(template: Path, layer: Path) -> Path:
 
 def row_of(model: Any, rows: tuple[Row, ...]) -> Row | None:
     """The row of an object's class or of the nearest of its ancestors, None for no known layer."""
+    found = ((name, row) for name in class_names(model) for row in rows)
+    return next((row for name, row in found if name in row.classes), None)
+
+
+def class_names(model: Any) -> Iterator[str]:
+    """The class of an object and its ancestors, each as package and name: `"flax.Dense"`."""
     for cls in type(model).__mro__:
-        name = f"{cls.__module__.partition('.')[0]}.{cls.__name__}"
-        for row in rows:
-            if name in row.classes:
-                return row
-    return None
+        yield f"{cls.__module__.partition('.')[0]}.{cls.__name__}"
 
 
 def hashable(value: Any) -> Any:

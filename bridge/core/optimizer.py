@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
-import optax
 
 import bridge.core.paths as paths
 from bridge.core.errors import FieldError, PathError, StructureError, UninitialisedError, listed
@@ -16,6 +15,9 @@ from bridge.core.module import Module, plain
 from bridge.core.node import Node, entries, rebuild, spec_of
 from bridge.core.parameters import ParameterTree, trainable, updated
 from bridge.core.paths import Path
+
+if TYPE_CHECKING:  # importing optax takes as long as all of bridge, so it waits for an optimizer
+    import optax
 
 
 class Optimizer(Module):
@@ -85,6 +87,8 @@ class Optimizer(Module):
         searches, where `value_fn` takes a module. Raises StructureError where the gradients or the
         trained parameters are not those that the optimizer was made for.
         """
+        import optax
+
         if isinstance(self.opt_state, Lazy):
             raise UninitialisedError(
                 "the optimizer has no state yet; type optimizer = optimizer.init(module) first"
@@ -135,6 +139,8 @@ def _paths_in(structure: Any) -> list[Path]:
 
 
 def _optax(transform: Any) -> optax.GradientTransformationExtraArgs:
+    import optax
+
     if isinstance(transform, Mapping):
         groups = {pattern: _optax(member) for pattern, member in transform.items()}
 

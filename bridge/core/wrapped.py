@@ -86,11 +86,14 @@ class Wrapped(Module):
     def invoke(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What a method of the model returns; its state updates go into this module's state."""
         frame = self._running(method)
+        out = None
         if frame.initialising and (isinstance(self.params, Lazy) or "params" in frame.filled):
-            self._fill(frame, method, args, kwargs)
+            out = self._fill(frame, method, args, kwargs)
         elif frame.initialising and self.unseen:
-            _, _, layers = self.make(frame, method, args, kwargs)
+            out, _, _, layers = self.make(frame, method, args, kwargs)
             frame.fill(self, known_layers=layers)
+        if out is not None:
+            return out
         if isinstance(self.params, Lazy):
             raise UninitialisedError(
                 f"{paths.name(frame.path)} is not initialised; type"
@@ -100,15 +103,16 @@ class Wrapped(Module):
         self._keep(frame, state)
         return out
 
-    def _fill(self, frame: Frame, method: str, args: Any, kwargs: Any) -> None:
+    def _fill(self, frame: Frame, method: str, args: Any, kwargs: Any) -> Any:
         """Makes what a method needs, and keeps what the methods called before it have made."""
-        params, state, layers = self.make(frame, method, args, kwargs)
+        out, params, state, layers = self.make(frame, method, args, kwargs)
         if "params" in frame.filled:
             params = united(frame.filled["params"].tree(), params)
             state = united(frame.filled["state"].tree(), state)
             known = frame.filled["known_layers"] or ()
             layers = known + tuple(layer for layer in layers or () if layer not in known)
         frame.fill(self, params=Leaves.of(params), state=Leaves.of(state), known_layers=layers)
+        return out
 
     def _keep(self, frame: Frame, state: Any) -> None:
         """Writes the state that a call left, where it is another one than before."""
@@ -121,8 +125,11 @@ class Wrapped(Module):
             self.state = after
 
     @plain
-    def make(self, frame: Frame, method: str, args: Any, kwargs: Any) -> tuple[Any, Any, tuple]:
-        """The first params, the state and the layers of a model that makes them from an input."""
+    def make(self, frame: Frame, method: str, args: Any, kwargs: Any) -> tuple[Any, Any, Any, tuple]:
+        """The output, the first params, the state and the layers of a model made from an input.
+
+        The output is None where the library's own init gives none; the model is then run for it.
+        """
         raise NotImplementedError
 
     @plain

@@ -43,6 +43,12 @@ def load_state_dict(
     numbers to it. `sharding` says where the arrays go, one for all or a function of the path.
 
     Raises WeightsError with everything that does not fit; then nothing is loaded.
+
+    >>> import bridge as br, equinox as eqx, jax, numpy as np
+    >>> linear = br.from_equinox(eqx.nn.Linear(2, 1, use_bias=False, key=jax.random.key(0)))
+    >>> linear = br.load_state_dict(linear, {"fc.weight": np.array([[3.0, 5.0]], np.float32)})
+    >>> float(linear(np.array([1.0, 10.0], np.float32))[0])
+    53.0
     """
     opened = open_source(source)
     match = match_source(module, opened, rename or {})
@@ -69,7 +75,8 @@ def _wrong_dtypes(
         came, here = source.tensors[pair.key].dtype, leaves[pair.path].dtype
         wanted = _wanted_dtype(came, here, dtype)
         if _sort(came) != _sort(here):
-            yield f"{pair.key}: holds {came}; {paths.join(pair.path)} holds {here}, another sort"
+            place = paths.join(pair.path)
+            yield f"{pair.key}: holds {came}; {place} holds {here}, another sort of number"
         elif dtype is None and came != here:
             yield (
                 f"{pair.key}: holds {came}; {paths.join(pair.path)} holds {here}: type"
@@ -108,7 +115,7 @@ def _array(pair: Pair, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
 
 
 def _placed(array: np.ndarray, path: Path, sharding: Any) -> jax.Array:
-    if sharding is None:
-        return jnp.asarray(array)
-    where = sharding if isinstance(sharding, jax.sharding.Sharding) else sharding(paths.join(path))
-    return jax.device_put(array, where)
+    """The array on its device; on a CPU it may share the memory, which is nobody else's."""
+    if sharding is None or isinstance(sharding, jax.sharding.Sharding):
+        return jax.device_put(array, sharding)
+    return jax.device_put(array, sharding(paths.join(path)))

@@ -37,6 +37,12 @@ def match(module: Any, source: Any, rename: Mapping[Any, str] | None = None) -> 
 
     What does not fit together is in the plan's `problems`. Raises WeightsError for a source, a Module
     or a `rename` that is none.
+
+    >>> import bridge as br, numpy as np
+    >>> class Line(br.Module):
+    ...     slope: br.Parameter
+    >>> br.match(Line(0.0), {"shift": np.ones((), np.float32)}, rename={"shift": "slope"}).problems
+    ()
     """
     return match_source(module, open_source(source), rename or {})
 

@@ -81,7 +81,7 @@ def _sized(layer: Layer, shape_of: Callable[[Slot], Shape]) -> Sized:
     leading = next((by_part[part] for part in LEADING if part in by_part), None)
     size = None if leading is None else _size(layer, leading, shape_of(leading))
     extra = ("embedding",) if layer.kind == "embedding" else ()
-    return Sized(layer, size, (*words(".".join(layer.path)), *extra))
+    return Sized(layer, size, (*words(".".join((*layer.path, layer.role))), *extra))
 
 
 def _size(layer: Layer, slot: Slot, shape: Shape) -> Shape | None:

@@ -115,7 +115,7 @@ class Late(nn.Module):
 
 
 def test_a_variable_made_after_init_is_refused_with_its_collection():
-    module = made(Late("cache"))
+    module = br.from_linen(Late("cache"), Late("cache").init(KEY, X))
     assert message(StructureError, lambda: module.apply(X)) == (
         "the root module has other variables after the call than before:\n"
         "  cache.late: made by the call, not by init\n"
@@ -125,8 +125,8 @@ def test_a_variable_made_after_init_is_refused_with_its_collection():
     module = made(Late("memory"))
     assert message(ModelError, lambda: module.apply(X)) == (
         'the root module: the variables do not fit the model. Tried to access "late" from collection'
-        ' "memory" in "/" but the collection is empty. Give from_linen what the model\'s own init makes,'
-        " or none and call module.init(key, *sample); what only another method uses is made by"
+        ' "memory" in "/" but the collection is empty. Give from_linen what the model\'s own init'
+        " makes, or none and call module.init(key, *sample); what only another method uses is made by"
         " module.init(key, *sample, method=...)"
     )
 
@@ -145,7 +145,8 @@ def test_given_variables_are_kept_and_given_back():
     module = br.from_linen(nn.BatchNorm(), variables)
     assert jax.tree.structure(module.native()) == jax.tree.structure(variables)
     assert module.native()["params"]["scale"] is variables["params"]["scale"]
-    assert module.init(KEY, X) is module
+    again = module.init(KEY, X)
+    assert all(a is b for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(module), strict=True))
 
 
 class Flagged(nn.Module):
@@ -220,10 +221,10 @@ def test_models_built_alike_share_one_treedef_and_a_dict_among_the_fields_is_all
 
 
 def test_a_pickled_model_is_hashed_anew():
-    stale = Opaque(nn.Dense(5))
+    stale = Opaque(Flagged())
     stale.hashed = 7
-    assert hash(pickle.loads(pickle.dumps(stale))) == hash(Opaque(nn.Dense(5)))
-    module = made(nn.Dense(5))
+    assert hash(pickle.loads(pickle.dumps(stale))) == hash(Opaque(Flagged()))
+    module = made(Flagged())
     assert jax.tree.structure(pickle.loads(pickle.dumps(module))) == jax.tree.structure(module)
 
 
@@ -284,7 +285,7 @@ def test_lifted_layers_of_linen_draw_as_in_linen():
     class Stack(nn.Module):
         @nn.compact
         def __call__(self, x):
-            rngs = {"params": True, "dropout": True}
+            rngs = {"params": False, "dropout": True}
             layers = nn.scan(Block, variable_axes={"params": 0}, split_rngs=rngs, length=5)
             return layers()(x, None)[0]
 

@@ -56,7 +56,7 @@ class Affine(Wrapped):
     def make(self, frame, method, args, kwargs):
         shape = (args[0].shape[-1], self.model.value)
         w = jax.random.normal(frame.init_key()["default"], shape)
-        return {"dense": {"w": w}}, {"stats": {"n": jnp.zeros((), jnp.int32)}}, ()
+        return None, {"dense": {"w": w}}, {"stats": {"n": jnp.zeros((), jnp.int32)}}, ()
 
     def run(self, frame, method, args, kwargs):
         n = self.state.tree()["stats"]["n"]

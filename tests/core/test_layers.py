@@ -16,7 +16,9 @@ ROW = Row(
 
 class Dense:
     epsilon = 1e-3
-    strides = [2, 3]
+
+    def __init__(self):
+        self.strides = [2, 3]
 
 
 class Denser(Dense):

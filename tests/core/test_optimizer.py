@@ -199,7 +199,9 @@ def test_freezing_after_init_names_what_is_gone(net):
 
 def test_gradients_of_another_kind_are_refused(net):
     optimizer = br.Optimizer(optax.adam(1e-3)).init(net)
-    with pytest.raises(br.BridgeError, match="the gradients are a Net; a tree like module.parameters"):
+    with pytest.raises(
+        br.BridgeError, match=r"the gradients are a Net; a tree like module\.parameters\(\)"
+    ):
         optimizer.step(net, net)
 
 

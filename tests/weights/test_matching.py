@@ -78,8 +78,15 @@ def test_it_pairs_by(module, source, expected):
         ({"enc_left": (7, 7), "enc_right_more": (7, 7)}, {"enc__a": (7, 7), "enc__b__c__d": (7, 7)}),
         ({"first": (7, 7), "second": (7, 7)}, {"0": (7, 7), "1": (7, 7)}),
         ({"query": (7, 7), "other": (7, 7)}, {"key": (7, 7), "value": (7, 7)}),
+        ({"query": (7, 7)}, {"key": (7, 7)}),
     ],
-    ids=["no signal", "words that all share", "numbers on one side", "names that exclude each other"],
+    ids=[
+        "no signal",
+        "words that all share",
+        "numbers on one side",
+        "exclusive names",
+        "exclusive names alone",
+    ],
 )
 def test_what_is_ambiguous_is_refused(module, source):
     match = br.match(linears(**module), weights(**source))
@@ -152,8 +159,8 @@ def test_a_rename_of_an_array_whose_name_no_layer_has():
     [
         (
             {"c": "params.left"},
-            "rename: 'c' selects nothing, in the source or in the Module; the nearest are 'a', 'a.weight',"
-            " 'a.bias'",
+            "rename: 'c' selects nothing, in the source or in the Module; there are 'a.weight',"
+            " 'a.bias', 'a', ...",
         ),
         (
             {"a": "params.lift"},
@@ -162,8 +169,8 @@ def test_a_rename_of_an_array_whose_name_no_layer_has():
         ),
         (
             {"a*": "params.left"},
-            "rename: 'a*' and 'params.left' have different numbers of *; each stands for the same text in"
-            " both",
+            "rename: 'a*' and 'params.left' have different numbers of *; each stands for the same"
+            " text in both",
         ),
     ],
 )
@@ -286,15 +293,15 @@ def test_a_plan_prints_as_a_table():
     assert text == (
         "key           path                axes              shape  evidence\n"
         "------------  ------------------  ----------------  -----  "
-        "--------------------------------------------------------\n"
+        "-------------------------------------------------\n"
         "stem.weight   params.stem.kernel  out in -> in out  3x5    "
-        "no other of this kind and size is left; names share stem\n"
+        "no other of this kind and size; names share stem\n"
         "stem.bias     params.stem.bias    out               5      "
-        "no other of this kind and size is left; names share stem\n"
+        "no other of this kind and size; names share stem\n"
         "query.weight  params.q.kernel     out in -> in out  7x7    "
-        "no other of this kind and size is left; names share query\n"
+        "no other of this kind and size; names share query\n"
         "query.bias    params.q.bias       out               7      "
-        "no other of this kind and size is left; names share query\n"
+        "no other of this kind and size; names share query\n"
         "bn.num_batches_tracked: not loaded, counts the training batches; evaluation does not read it\n"
         "4 arrays find their places."
     )

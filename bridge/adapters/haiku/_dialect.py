@@ -17,6 +17,9 @@ def _average(part: str, name: str) -> tuple[Slot, ...]:
     )
 
 
+# hk.MultiHeadAttention projects its output with an unnamed Linear: its __call__.
+ROLES = {"haiku.MultiHeadAttention": {"linear": "out"}}
+
 ROWS = (
     Row(
         kind="linear",

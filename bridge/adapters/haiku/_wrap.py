@@ -139,7 +139,7 @@ class HaikuModule(Wrapped):
         return out
 
     @plain
-    def make(self, frame: Frame, method: str, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+    def make(self, frame: Frame, method: str, args: Any, kwargs: Any) -> tuple[Any, Any, Any, Any]:
         """Haiku's own first params and state; the root's key is the one that `init` was given."""
         keys = frame.init_key()
         key = keys.get("params", keys.get("default"))
@@ -150,7 +150,7 @@ class HaikuModule(Wrapped):
         (params, state), layers = observed(lambda: program.init(key, args, kwargs))
         if isinstance(self.params, Leaves) and "params" not in frame.filled:
             self._check_fit(frame, params)
-        return params, state, layers
+        return None, params, state, layers
 
     @plain
     def run(self, frame: Frame, method: str, args: Any, kwargs: Any) -> tuple[Any, Any]:

@@ -42,7 +42,7 @@ class LinenModule(Wrapped):
     """A Linen module: params and state are Linen's own variables by collection."""
 
     @plain
-    def make(self, frame: Frame, method: str, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+    def make(self, frame: Frame, method: str, args: Any, kwargs: Any) -> tuple[Any, Any, Any, Any]:
         """Linen's own first variables; the root's keys are those that `init` was given."""
         module = self.model.value
         kwargs = {**kwargs, **_flags(module, method, args, kwargs, frame.mode == "train")}
@@ -50,11 +50,11 @@ class LinenModule(Wrapped):
         # Linen takes the key of "params" for every stream that it was not given.
         keys = {"params": keys["default"], **keys} if "default" in keys else keys
         named = {stream: key for stream, key in keys.items() if stream != "default"}
-        mutable = flax.core.DenyList(OUTPUTS)
-        variables, layers = observed(
-            lambda: module.init(named, *args, method=method, mutable=mutable, **kwargs)
+        # Its output serves as well: a decoder is made from a whole sequence and run on single steps.
+        (out, variables), layers = observed(
+            lambda: module.init_with_output(named, *args, method=method, **kwargs)
         )
-        return *_divided(variables), layers
+        return out, *_divided(variables), layers
 
     @plain
     def run(self, frame: Frame, method: str, args: Any, kwargs: Any) -> tuple[Any, Any]:

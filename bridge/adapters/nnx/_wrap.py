@@ -213,14 +213,23 @@ def _other_graph(
     problems = [f"{_spelled(place)}: made by the call" for place in sorted(new - old)]
     problems += [f"{_spelled(place)}: gone after the call" for place in sorted(old - new)]
     if not problems:
-        pairs = zip(before.attributes, after.attributes, strict=False)
-        changed = {str(name) for (name, value), (_, now) in pairs if value != now}
-        problems = [f"{name}: is no Variable and was assigned" for name in sorted(changed)]
+        was, now = _attributes(before), _attributes(after)
+        changed = [name for name in now if now[name] != was.get(name)]
+        problems = [f"{name}: is no Variable and was assigned" for name in changed]
     return StructureError(
         f"{paths.name(frame.path)} is another NNX module after the call than before:\n"
         + listed(problems)
         + "\nMake each Variable in __init__, and keep in Variables what changes from call to call"
     )
+
+
+def _attributes(graph: nnx.GraphDef[Any]) -> dict[str, list[Any]]:
+    """The attributes of all modules by name, those that NNX keeps for itself left out."""
+    found: dict[str, list[Any]] = {}
+    for name, value in graph.attributes:
+        if not str(name).startswith("_"):
+            found.setdefault(str(name), []).append(value)
+    return found
 
 
 def _spelled(place: tuple[str, Path]) -> str:

@@ -2,15 +2,13 @@
 
 from bridge.core.layers import Row, slot
 
-LINEAR = Row(
-    kind="linear",
-    classes=("torch.Linear",),
-    slots=(slot("weight", "*.weight", "out in"), slot("bias", "*.bias", "out")),
-    settings={},
-)
-
 ROWS = (
-    LINEAR,
+    Row(
+        kind="linear",
+        classes=("torch.Linear",),
+        slots=(slot("weight", "*.weight", "out in"), slot("bias", "*.bias", "out")),
+        settings={},
+    ),
     # GPT-2's projection, transformers.pytorch_utils.Conv1D, keeps its matrix the other way round.
     Row(
         kind="linear",
