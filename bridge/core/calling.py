@@ -8,217 +8,35 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import get_opaque_trace_state
 
 import bridge.core.paths as paths
 from bridge.core.errors import (
-    BridgeError,
     DroppedStateError,
     FieldError,
     MissingRngError,
     PathError,
     StructureError,
-    TraceError,
     UninitialisedError,
     listed,
 )
-from bridge.core.kinds import CHILD, Field
+from bridge.core.frames import Frame, Run, selects
+from bridge.core.kinds import CHILD
 from bridge.core.leaves import LAZY, Lazy, ParamInit, Tied, is_array, leaves_of, map_leaves
 from bridge.core.node import (
     Alias,
     build,
-    call_of,
-    checked,
-    direct,
     enrol,
-    entries,
     field_values,
-    find,
     map_children,
-    map_entries,
-    owner_path,
     put,
     rebuild,
     rng_of,
     spec_of,
-    walk,
 )
 from bridge.core.paths import Path
-from bridge.core.rng import Streams, call_key, draw_key, no_rng, place_key
+from bridge.core.rng import Streams, place_key
 from bridge.core.spec import MODES, Mode
-
-
-def current_trace() -> Any:
-    """The JAX trace that runs now, to be compared with `==`."""
-    return get_opaque_trace_state(convention="bridge")
-
-
-class Run:
-    """One apply: what its frames have in common."""
-
-    def __init__(self, root: Any, init_key: Any = None, wanted: Iterable[str] | None = None) -> None:
-        self.root = root
-        self.init_key = init_key
-        self.wanted = None if wanted is None else tuple(wanted)
-        self.captured: dict[str, Any] = {}
-        self.seen: list[str] = []
-        self.opened: dict[Path, Any] = {}
-        self.trace = current_trace()
-        self.shares = self.changes = self.finished = False
-
-    def record(self, path: Path, value: Any) -> None:
-        """Keeps an intermediate output if it was asked for; later calls get `path#2`, `path#3`."""
-        place = paths.join(path)
-        self.seen.append(place)
-        if self.wanted is None or not any(_selects(pattern, path) for pattern in self.wanted):
-            return
-        label, call = place, 1
-        while label in self.captured:
-            call += 1
-            label = f"{place}#{call}"
-        self.captured[label] = value
-
-
-class Frame:
-    """What a node of a private copy knows about the call that it is part of."""
-
-    __slots__ = (
-        "calls",
-        "depth",
-        "draws",
-        "filled",
-        "lifts",
-        "mode",
-        "path",
-        "run",
-        "streams",
-        "trace",
-        "written",
-    )
-
-    def __init__(self, run: Run, path: Path, mode: Mode, streams: Streams | None, trace: Any) -> None:
-        self.run, self.path, self.mode, self.streams, self.trace = run, path, mode, streams, trace
-        self.calls = self.depth = self.draws = 0
-        self.lifts: tuple[Any, ...] = ()
-        self.written: set[str] = set()
-        self.filled: dict[str, Any] = {}
-
-    def enter(self, node: Any, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Runs a method of the node; a method that calls another one of the node is one call."""
-        self.refuse_when_over()
-        if self.depth == 0:
-            self.calls += 1
-            self.draws = 0
-        self.depth += 1
-        try:
-            out = method(node, *args, **kwargs)
-        except BridgeError:
-            raise
-        except Exception as error:
-            _note(error, f"in {paths.name(self.path)} ({type(node).__name__})")
-            raise
-        finally:
-            self.depth -= 1
-        if self.depth == 0 and self.run.wanted is not None:
-            self.record((), out)
-        return out
-
-    def record(self, below: Path, value: Any) -> None:
-        """Keeps an output of this node, or of a part `below` it, for `capture`."""
-        path = (*self.path, *below)
-        wanted = any(_selects(pattern, path) for pattern in self.run.wanted or ())
-        if wanted and self.run.trace != current_trace():
-            raise TraceError(
-                f"{paths.name(path)} runs inside a JAX transform (scan, vmap, checkpoint) that was"
-                f" started during the call, where its output cannot be captured; return it instead"
-            )
-        self.run.record(path, value)
-
-    def refuse_when_over(self) -> None:
-        """Raises TraceError for a private copy that was kept beyond its call."""
-        if self.run.finished:
-            raise TraceError(
-                f"{paths.name(self.path)} is a private copy of a call that has ended; return arrays"
-                f" from a method, and use the module that apply returns"
-            )
-
-    def foreign(self) -> bool:
-        """Whether another trace runs than the one that this node belongs to."""
-        return self.trace != current_trace()
-
-    def key(self, stream: str) -> Any:
-        """The node's key of a stream for this call; raises where there is none to be had."""
-        self.refuse_when_over()
-        if self.streams is None:
-            raise no_rng(self.path, stream)
-        if self.foreign():
-            raise self.trace_error(f"draws from the rng stream {stream!r}")
-        self.run.changes = self.run.changes or self.streams.attached
-        key = self.streams.key(stream, self.path)
-        relative = self.path[len(self.streams.base) :]
-        return call_key(key, relative, max(self.calls - 1, 0), self.lifts)
-
-    def draw(self, stream: str) -> Any:
-        """A fresh key of a stream, another one at each draw."""
-        self.draws += 1
-        return draw_key(self.key(stream), self.draws)
-
-    def write(self, node: Any, field: Field, value: Any) -> None:
-        """Assigns a field of the private copy; only State and Key fields may be."""
-        self.refuse_when_over()
-        place = (*self.path, field.name)
-        if field.kind.name not in ("state", "key"):
-            raise FieldError(
-                f"{paths.name(place)} is a {field.kind.name} and was assigned during a call; what"
-                f" changes from call to call is declared as `{field.name}: bridge.State`"
-            )
-        if self.foreign():
-            raise self.trace_error(f"writes its state {field.name!r}")
-        put(node, {field.name: checked(value, field, type(node))})
-        self.written.add(field.name)
-        self.run.changes = True
-
-    @property
-    def initialising(self) -> bool:
-        """Whether `init` runs, so that what is lazy is to be filled."""
-        return self.run.init_key is not None
-
-    def init_key(self) -> Any:
-        """The keys, by stream, with which the node makes its own parameters."""
-        return {name: place_key(key, self.path) for name, key in self.run.init_key.items()}
-
-    def fill(self, node: Any, **values: Any) -> None:
-        """Gives a lazy node of the private copy its first values, statics too, which `init` keeps."""
-        dynamic = {name: value for name, value in values.items() if name in type(node)._dynamic}
-        statics = {name: value for name, value in values.items() if name not in dynamic}
-        spec = spec_of(node)
-        put(node, dynamic, spec.replace(statics={**spec.statics, **statics}) if statics else spec)
-        self.filled.update(values)
-        self.run.changes = True
-
-    def trace_error(self, what: str) -> TraceError:
-        """The error for a draw or a write inside a raw JAX transform."""
-        return TraceError(
-            f"{paths.name(self.path)} {what} inside a JAX transform that was started during the"
-            f" call: it would be repeated or lost. Use bridge.scan, bridge.vmap or bridge.remat in"
-            f" place of jax.lax.scan, jax.vmap or jax.checkpoint; elsewhere (cond, an inner jit or"
-            f" grad) call child.apply(..., rng=key) and hand its result out"
-        )
-
-
-def _note(error: Exception, note: str) -> None:
-    if not any(line.startswith("in ") for line in getattr(error, "__notes__", ())):
-        error.add_note(note)
-
-
-def _selects(pattern: str, path: Path) -> bool:
-    return paths.join(path) == pattern or (paths.is_pattern(pattern) and paths.matches(path, pattern))
-
-
-def frame_of(node: Any) -> Frame | None:
-    """The frame of a private copy; None for a module outside of a call."""
-    call = call_of(node)
-    return call if isinstance(call, Frame) else None
+from bridge.core.tree import direct, entries, find, map_entries, owner_path, walk
 
 
 def _open(run: Run, node: Any, path: Path, mode: Mode, streams: Streams | None, trace: Any) -> Any:
@@ -420,7 +238,7 @@ def capture(
     run = Run(module, wanted=wanted)
     apply(module, args, kwargs, run=run, **options)
     for pattern in wanted:
-        if not any(_selects(pattern, paths.split(place)) for place in run.seen):
+        if not any(selects(pattern, paths.split(place)) for place in run.seen):
             nearest = paths.nearest(pattern, list(dict.fromkeys(run.seen)))
             raise PathError(f"no module at {pattern!r} was called; {nearest}")
     return run.captured

@@ -11,24 +11,18 @@ from bridge.core.kinds import CHILD, STATIC
 from bridge.core.leaves import Lazy, ParamInit, Tied, as_array, is_array, map_leaves
 from bridge.core.node import (
     Alias,
-    Entry,
     build,
     checked,
     checked_static,
-    direct,
-    entries,
     field_values,
-    find,
     map_children,
-    map_entries,
-    owner_path,
     rebuild,
     rng_of,
     share,
     spec_of,
-    walk,
 )
 from bridge.core.paths import Path
+from bridge.core.tree import Entry, direct, entries, find, map_entries, owner_path, walk
 
 M = TypeVar("M")
 

@@ -13,9 +13,9 @@ import bridge.core.paths as paths
 from bridge.core.errors import listed
 from bridge.core.leaves import Lazy, ParamInit, is_array
 from bridge.core.manifest import CLASS, Manifest, modules_in
-from bridge.core.node import entries
 from bridge.core.paths import Path
 from bridge.core.tensorfile import Header
+from bridge.core.tree import entries
 
 Problems = list[tuple[Path, str]]
 

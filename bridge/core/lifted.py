@@ -11,9 +11,11 @@ from typing import Any
 import jax
 
 import bridge.core.paths as paths
-from bridge.core.calling import current_trace, frame_of, settled
+from bridge.core.calling import settled
 from bridge.core.errors import StructureError
-from bridge.core.node import Node, put, walk
+from bridge.core.frames import current_trace, frame_of
+from bridge.core.node import Node, put
+from bridge.core.tree import walk
 
 _AXIS = "bridge.vmap"
 

@@ -11,10 +11,12 @@ from typing import Any, Self
 import bridge.core.calling as calling
 from bridge.core.editing import At, freeze, unfreeze
 from bridge.core.errors import FieldError, ImmutableError
-from bridge.core.node import Node, is_draft, map_children, rebuild, rng_of, spec_of, walk
+from bridge.core.frames import Frame, frame_of
+from bridge.core.node import Node, is_draft, map_children, rebuild, rng_of, spec_of
 from bridge.core.parameters import ParameterTree, trainable, updated
 from bridge.core.rng import attachable
 from bridge.core.show import draw, tabulate
+from bridge.core.tree import walk
 
 _FOREIGN = ("flax", "haiku", "equinox", "torch")
 
@@ -43,7 +45,7 @@ def _through_apply(method: Callable[..., Any]) -> Callable[..., Any]:
     def entered(self: Any, *args: Any, **kwargs: Any) -> Any:
         if is_draft(self):
             return method(self, *args, **kwargs)
-        frame = calling.frame_of(self)
+        frame = frame_of(self)
         if frame is None:
             return calling.call(self, method, args, kwargs)
         return frame.enter(self, method, args, kwargs)
@@ -238,8 +240,8 @@ class Module(Node):
         """A fresh key of a named stream, another one at each draw."""
         return self._running("draw()").draw(stream)
 
-    def _running(self, what: str) -> calling.Frame:
-        frame = calling.frame_of(self)
+    def _running(self, what: str) -> Frame:
+        frame = frame_of(self)
         if frame is None:
             raise ImmutableError(
                 f"{type(self).__name__}.{what} exists only while apply runs the module, and this one"

@@ -12,9 +12,10 @@ from bridge.core.errors import FieldError, PathError, StructureError, Uninitiali
 from bridge.core.kinds import State
 from bridge.core.leaves import LAZY, Lazy, Leaves, ParamInit, segments
 from bridge.core.module import Module, plain
-from bridge.core.node import Node, entries, rebuild, spec_of
+from bridge.core.node import Node, rebuild, spec_of
 from bridge.core.parameters import ParameterTree, trainable, updated
 from bridge.core.paths import Path
+from bridge.core.tree import entries
 
 if TYPE_CHECKING:  # importing optax takes as long as all of bridge, so it waits for an optimizer
     import optax

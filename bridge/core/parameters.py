@@ -13,9 +13,10 @@ import bridge.core.paths as paths
 from bridge.core.errors import StructureError, listed
 from bridge.core.kinds import CHILD, STATIC
 from bridge.core.leaves import Frozen, Leaves, is_array, leaves_of, map_leaves
-from bridge.core.node import Alias, Entry, Node, entries, field_values, rebuild, spec_of
+from bridge.core.node import Alias, Node, field_values, rebuild, spec_of
 from bridge.core.paths import Path
 from bridge.core.spec import Spec
+from bridge.core.tree import Entry, entries
 
 
 class ParameterTree:

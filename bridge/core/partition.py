@@ -11,8 +11,9 @@ import bridge.core.paths as paths
 from bridge.core.editing import selected
 from bridge.core.errors import FieldError, StructureError, listed
 from bridge.core.leaves import is_array, segments
-from bridge.core.node import Entry, Node, entries, map_entries
+from bridge.core.node import Node
 from bridge.core.paths import Path
+from bridge.core.tree import Entry, entries, map_entries
 
 M = TypeVar("M")
 

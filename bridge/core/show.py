@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import bridge.core.paths as paths
 from bridge.core.kinds import CHILD
 from bridge.core.leaves import Lazy, ParamInit, Tied, is_array
-from bridge.core.node import Alias, Entry, children_of, entries
+from bridge.core.node import Alias, children_of
 from bridge.core.paths import Path
+from bridge.core.tree import Entry, entries
 
 
 def draw(module: Any) -> str:

@@ -11,8 +11,8 @@ import jax
 
 import bridge.core.calling as calling
 import bridge.core.paths as paths
-from bridge.core.calling import Frame, frame_of
 from bridge.core.errors import MissingRngError, TraceError, UninitialisedError
+from bridge.core.frames import Frame, frame_of
 from bridge.core.kinds import BY_FIRST_KEY, Kind, Parameter
 from bridge.core.layers import Layer
 from bridge.core.leaves import Lazy, Leaves
@@ -205,6 +205,19 @@ def train_flags(
         for name, means_training in TRAIN_FLAGS.items()
         if name in parameters and name not in given
     }
+
+
+def unsaid_flags(
+    model: Any, method: str, args: Any, kwargs: Mapping[str, Any], training: bool
+) -> dict[str, bool]:
+    """The train flag of a call, where neither the call nor the model's own attribute says it."""
+    function = getattr(model, method)
+    try:
+        given = inspect.signature(function).bind_partial(*args, **kwargs).arguments
+    except TypeError:  # the call itself will speak of it
+        given = kwargs
+    flags = train_flags(function, given, training)
+    return {name: flag for name, flag in flags.items() if getattr(model, name, None) is None}
 
 
 def key_or_none(frame: Frame, stream: str = "default") -> tuple[Any, Exception | None]:

@@ -11,8 +11,8 @@ import numpy as np
 
 import bridge.core.paths as paths
 from bridge.core.errors import WeightsError, listed
-from bridge.core.node import map_entries
 from bridge.core.paths import Path
+from bridge.core.tree import map_entries
 from bridge.weights.matching import match_source
 from bridge.weights.report import Match, Pair
 from bridge.weights.sources import Source, Tensor, open_source

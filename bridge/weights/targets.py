@@ -10,8 +10,8 @@ import bridge.core.paths as paths
 from bridge.core.errors import WeightsError
 from bridge.core.layers import Layer, Slot
 from bridge.core.leaves import Lazy, Tied
-from bridge.core.node import entries, walk
 from bridge.core.paths import Path
+from bridge.core.tree import entries, walk
 from bridge.core.wrapped import Wrapped
 from bridge.weights.catalogue import torch_row
 

@@ -12,8 +12,8 @@ import pytest
 
 import bridge as br
 from bridge.core.errors import DroppedStateError, MissingRngError, TraceError, UninitialisedError
-from bridge.core.node import entries
 from bridge.core.paths import join
+from bridge.core.tree import entries
 from tests.adapters.subjects import PACKAGES, Subject, initialised, subject_of
 
 KEYS = jax.random.split(jax.random.key(17), 3)

@@ -10,8 +10,8 @@ import pytest
 
 import bridge as br
 from bridge.core.errors import MissingRngError, ModelError, StructureError
-from bridge.core.node import entries
 from bridge.core.paths import join
+from bridge.core.tree import entries
 from bridge.core.wrapped import Opaque
 
 nn = pytest.importorskip("flax.linen")

@@ -9,8 +9,8 @@ import pytest
 
 import bridge as br
 from bridge.core.errors import DroppedStateError, ModelError, StructureError, TraceError
-from bridge.core.node import entries
 from bridge.core.paths import fingerprint, join
+from bridge.core.tree import entries
 from bridge.core.wrapped import Wrapped
 
 nn = pytest.importorskip("flax.linen")

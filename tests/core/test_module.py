@@ -18,7 +18,8 @@ import pytest
 
 import bridge as br
 from bridge.core.errors import FieldError, ImmutableError, SharingError
-from bridge.core.node import entries, spec_of
+from bridge.core.node import spec_of
+from bridge.core.tree import entries
 
 zeros = jax.nn.initializers.zeros
 

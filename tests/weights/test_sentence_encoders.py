@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import load_file
 
 import bridge as br
-from bridge.core.node import entries
 from bridge.core.paths import join
+from bridge.core.tree import entries
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -12,8 +12,8 @@ import jax
 
 import bridge.core.paths as paths
 from bridge.adapters.equinox._layers import layers
-from bridge.core.calling import Frame
 from bridge.core.errors import ModelError, PathError, listed
+from bridge.core.frames import Frame
 from bridge.core.layers import Layer
 from bridge.core.leaves import Leaves, segments
 from bridge.core.module import plain

@@ -13,8 +13,8 @@ import jax
 
 import bridge.core.paths as paths
 from bridge.adapters.haiku._layers import observed
-from bridge.core.calling import Frame
 from bridge.core.errors import ModelError, UninitialisedError, listed
+from bridge.core.frames import Frame
 from bridge.core.kinds import State
 from bridge.core.leaves import LAZY, Lazy, Leaves, leaves_of
 from bridge.core.module import plain

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,13 +16,13 @@ import numpy as np
 
 import bridge.core.paths as paths
 from bridge.adapters.linen._layers import observed
-from bridge.core.calling import Frame
 from bridge.core.errors import ModelError, StructureError, UninitialisedError, listed
+from bridge.core.frames import Frame
 from bridge.core.leaves import LAZY, Lazy, Leaves, leaves_of
 from bridge.core.module import plain
 from bridge.core.node import Node
 from bridge.core.paths import Path
-from bridge.core.wrapped import Opaque, Wrapped, library_of, train_flags
+from bridge.core.wrapped import Opaque, Wrapped, library_of, unsaid_flags
 
 # What a call gives out through these would grow from call to call if it were fed back.
 OUTPUTS = ("intermediates", "perturbations")
@@ -45,7 +44,7 @@ class LinenModule(Wrapped):
     def make(self, frame: Frame, method: str, args: Any, kwargs: Any) -> tuple[Any, Any, Any, Any]:
         """Linen's own first variables; the root's keys are those that `init` was given."""
         module = self.model.value
-        kwargs = {**kwargs, **_flags(module, method, args, kwargs, frame.mode == "train")}
+        kwargs = {**kwargs, **unsaid_flags(module, method, args, kwargs, frame.mode == "train")}
         keys = frame.init_key()
         # Linen takes the key of "params" for every stream that it was not given.
         keys = {"params": keys["default"], **keys} if "default" in keys else keys
@@ -60,7 +59,7 @@ class LinenModule(Wrapped):
     def run(self, frame: Frame, method: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """The output of Linen's own `apply`, and the collections after it."""
         module = self.model.value
-        kwargs = {**kwargs, **_flags(module, method, args, kwargs, frame.mode == "train")}
+        kwargs = {**kwargs, **unsaid_flags(module, method, args, kwargs, frame.mode == "train")}
         variables = self.native()
         before = {name: tree for name, tree in variables.items() if name != "params"}
         mutable = [*before, *(() if frame.run.wanted is None else OUTPUTS[:1])]
@@ -143,19 +142,6 @@ def _divided(variables: Mapping[str, Any]) -> tuple[Any, Any]:
     variables = flax.core.unfreeze(variables)  # type: ignore[arg-type]
     state = {name: tree for name, tree in variables.items() if name not in ("params", *OUTPUTS)}
     return variables.get("params", {}), state
-
-
-def _flags(
-    module: nn.Module, method: str, args: Any, kwargs: Mapping[str, Any], training: bool
-) -> dict[str, bool]:
-    """The train flag of a call, where neither the call nor the module's own attribute says it."""
-    function = getattr(module, method)
-    try:
-        given = inspect.signature(function).bind_partial(*args, **kwargs).arguments
-    except TypeError:  # the call itself will speak of it
-        given = kwargs
-    flags = train_flags(function, given, training)
-    return {name: flag for name, flag in flags.items() if getattr(module, name, None) is None}
 
 
 def _rngs(frame: Frame) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,14 +14,14 @@ from flax import nnx
 
 import bridge.core.paths as paths
 from bridge.adapters.nnx._layers import layers
-from bridge.core.calling import Frame
 from bridge.core.errors import ModelError, StructureError, listed
+from bridge.core.frames import Frame
 from bridge.core.leaves import Leaves
 from bridge.core.module import plain
 from bridge.core.node import Node
 from bridge.core.paths import Path, fingerprint
 from bridge.core.rng import call_key
-from bridge.core.wrapped import Opaque, Wrapped, key_or_none, library_of, train_flags
+from bridge.core.wrapped import Opaque, Wrapped, key_or_none, library_of, unsaid_flags
 
 PARAMS = "params"
 INTERMEDIATES = "intermediates"
@@ -92,7 +91,7 @@ class NnxModule(Wrapped):
         for seed in seeds:
             leaves[seed.stream.key], leaves[seed.stream.count] = seed.key, seed.count
         model = nnx.merge(graph, leaves)
-        kwargs = {**kwargs, **_flags(model, method, args, kwargs, frame.mode == "train")}
+        kwargs = {**kwargs, **unsaid_flags(model, method, args, kwargs, frame.mode == "train")}
         out = _called(frame, model, method, args, kwargs)
         graph_after, values = nnx.graphlib.flatten(model, with_paths=False)
         if graph_after != graph:
@@ -189,19 +188,6 @@ def _called(frame: Frame, model: nnx.Module, method: str, args: Any, kwargs: Any
     for path, value in nnx.to_flat_state(sown):
         frame.record((INTERMEDIATES, *_segments(path)), value.get_value())
     return out
-
-
-def _flags(
-    model: nnx.Module, method: str, args: Any, kwargs: Mapping[str, Any], training: bool
-) -> dict[str, bool]:
-    """The train flag of a call, where neither the call nor the module's own attribute says it."""
-    function = getattr(model, method)
-    try:
-        given = inspect.signature(function).bind_partial(*args, **kwargs).arguments
-    except TypeError:  # the call itself will speak of it
-        given = kwargs
-    flags = train_flags(function, given, training)
-    return {name: flag for name, flag in flags.items() if getattr(model, name, None) is None}
 
 
 def _other_graph(

@@ -1,0 +1,137 @@
+"""Reading a tree of modules: what stands at a path, whose it is, and every array in it."""
+
+from __future__ import annotations
+
+import functools
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+import bridge.core.paths as paths
+from bridge.core.errors import SharingError
+from bridge.core.kinds import BY_FIRST_KEY, CHILD, STATIC, Kind
+from bridge.core.leaves import PLACEHOLDERS, Leaves, is_array, leaves_of, map_leaves, segments
+from bridge.core.node import Alias, Node, children_of, map_children, rebuild, spec_of
+from bridge.core.paths import Path
+
+
+def walk(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """The node and everything below it, parents first, each with its path."""
+    yield path, node
+    for below, child in children_of(node):
+        yield from walk(child, (*path, *below))
+
+
+def find(node: Any, path: Path) -> Any:
+    """What stands at a path: a module, an array, or a container; raises LookupError if nothing."""
+    value = node
+    for position, segment in enumerate(path):
+        if isinstance(value, Node) and segment in type(value)._fields:
+            value = getattr(value, segment)
+        elif isinstance(value, Leaves):
+            rest = path[position:]
+            found = [leaf for where, leaf in value.items() if where == rest]
+            if found:
+                return found[0]
+            value = _inside(value.tree(), segment, path)
+        else:
+            value = _inside(value, segment, path)
+    return value
+
+
+def _inside(value: Any, segment: str, path: Path) -> Any:
+    """One step into a container or a library's own pytree."""
+    if isinstance(value, dict) and segment in value:
+        return value[segment]
+    if isinstance(value, tuple) and segment.isdigit() and int(segment) < len(value):
+        return value[int(segment)]
+    if value is None or is_array(value) or isinstance(value, (Node, *PLACEHOLDERS)):
+        raise LookupError(paths.join(path))
+    keyed, _ = jax.tree_util.tree_flatten_with_path(value, is_leaf=lambda part: part is not value)
+    for keys, part in keyed:
+        if segments(keys) == (segment,):
+            return part
+    raise LookupError(paths.join(path))
+
+
+def owner_path(position: Path, reference: Any, root: Any) -> Path:
+    """The path at which what an alias or a tied array stands for is kept, through aliases.
+
+    Raises SharingError where that place is not in the tree.
+    """
+    try:
+        path = paths.absolute(position, reference.up, reference.path)
+        return direct(root, path)
+    except LookupError:
+        raise SharingError(
+            f"{paths.name(position)} is shared with a place {reference.up} levels above it, at"
+            f" {paths.join(reference.path)!r}, which is not in this module. Call or read it through"
+            f" the module that holds both"
+        ) from None
+
+
+def direct(root: Any, path: Path) -> Path:
+    """The path with every alias on the way replaced by the place it stands for."""
+    for length in range(1, len(path) + 1):
+        try:
+            value = find(root, path[:length])
+        except LookupError:
+            break
+        if isinstance(value, Alias):
+            return direct(root, (*owner_path(path[:length], value, root), *path[length:]))
+    find(root, path)
+    return path
+
+
+class Entry(typing.NamedTuple):
+    """One array of a tree: where it is, what it is for, and in which node it stands."""
+
+    path: Path
+    kind: Kind
+    value: Any
+    node: Any
+    within: Path
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the array or something that holds it is frozen."""
+        frozen = spec_of(self.node).frozen
+        return bool(frozen) and any(paths.below(self.within, prefix) for prefix in frozen)
+
+    @property
+    def trained(self) -> bool:
+        """Whether an optimizer sees the array."""
+        return self.kind.name == "parameter" and not self.frozen and is_array(self.value)
+
+
+def entries(root: Any) -> Iterator[Entry]:
+    """Every array and placeholder of a tree with its path and kind, parents first."""
+    for path, node in walk(root):
+        for name, field in type(node)._fields.items():
+            if field.kind in (STATIC, CHILD):
+                continue
+            for below, value in leaves_of(getattr(node, name)):
+                kind = field.kind
+                if kind.collection == BY_FIRST_KEY and below:
+                    kind = Kind(kind.name, below[0])
+                yield Entry((*path, name, *below), kind, value, node, (name, *below))
+
+
+def map_entries(root: Any, change: Callable[[Path, Any], Any]) -> Any:
+    """The tree with every array and placeholder replaced by `change(path, value)`."""
+
+    def visit(path: Path, node: Any) -> Any:
+        changes = map_children(node, visit, path)
+        for name, field in type(node)._fields.items():
+            if field.kind not in (STATIC, CHILD):
+                mapped = functools.partial(_prefixed, change, (*path, name))
+                changes[name] = map_leaves(getattr(node, name), mapped)
+        return rebuild(node, **changes)
+
+    return visit((), root)
+
+
+def _prefixed(change: Callable[[Path, Any], Any], prefix: Path, path: Path, leaf: Any) -> Any:
+    return change((*prefix, *path), leaf)
