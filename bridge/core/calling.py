@@ -25,6 +25,7 @@ from bridge.core.leaves import LAZY, Lazy, ParamInit, Tied, is_array, leaves_of,
 from bridge.core.node import (
     Alias,
     build,
+    children_of,
     enrol,
     field_values,
     map_children,
@@ -97,9 +98,9 @@ def _close(node: Any, copy: Any, keep: bool) -> Any:
     if isinstance(node, Alias):
         return node
     changes: dict[Path, Any] = {}
-    for (path, child), (_, opened) in zip(_children(node), _children(copy), strict=True):
+    for (path, child), (_, opened) in zip(children_of(node), children_of(copy), strict=True):
         if not isinstance(child, Alias):
-            changes.setdefault(path, _close(child, opened, keep))
+            changes[path] = _close(child, opened, keep)
     values = map_children(node, lambda path, child: changes.get(path, child))
     frame = copy._call
     if keep:
@@ -119,12 +120,6 @@ def _filled(node: Any, filled: Mapping[str, Any]) -> Any:
     spec = spec_of(node)
     spec = spec.replace(statics={**spec.statics, **statics}) if statics else spec
     return rebuild(node, spec=spec, **dynamic)
-
-
-def _children(node: Any) -> list[tuple[Path, Any]]:
-    found: list[tuple[Path, Any]] = []
-    map_children(node, lambda path, child: found.append((path, child)) or child)
-    return found
 
 
 def settled(before: Any, after: Any, path: Path) -> Any:

@@ -11,7 +11,7 @@ from jax.tree_util import GetAttrKey
 
 import bridge.core.paths as paths
 from bridge.core.errors import StructureError, listed
-from bridge.core.kinds import CHILD, STATIC
+from bridge.core.kinds import CHILD
 from bridge.core.leaves import Frozen, Leaves, is_array, leaves_of, map_leaves
 from bridge.core.node import Alias, Node, field_values, rebuild, spec_of
 from bridge.core.paths import Path
@@ -110,8 +110,7 @@ def _map_children_values(value: Any, visit: Callable[[Any, Path], Any], path: Pa
 def parameter_entries(tree: ParameterTree, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     """Each leaf of a parameter tree with its path in the module."""
     fields = tree._spec.cls._fields
-    names = [name for name, field in fields.items() if field.kind != STATIC]
-    for name, value in zip(names, tree._children, strict=True):
+    for name, value in zip(tree._spec.cls._dynamic, tree._children, strict=True):
         if fields[name].kind == CHILD:
             for at, child in _trees_in(value, (*path, name)):
                 yield from parameter_entries(child, at)
