@@ -21,12 +21,17 @@ from bridge.core.partition import merge as merge
 from bridge.core.partition import partition as partition
 from bridge.core.storage import load as load
 from bridge.core.storage import save as save
+from bridge.registering import register_adapter as register_adapter
 from bridge.weights import load_state_dict as load_state_dict
 from bridge.weights import match as match
 from bridge.wrapping import from_equinox as from_equinox
 from bridge.wrapping import from_haiku as from_haiku
 from bridge.wrapping import from_linen as from_linen
 from bridge.wrapping import from_nnx as from_nnx
+from bridge.wrapping import to_equinox as to_equinox
+from bridge.wrapping import to_haiku as to_haiku
+from bridge.wrapping import to_linen as to_linen
+from bridge.wrapping import to_nnx as to_nnx
 from bridge.wrapping import wrap as wrap
 
 __version__ = "0.1.0"

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from bridge.core.errors import MissingLibraryError, ModelError
+from bridge.core.libraries import added_libraries, added_library, inside
 from bridge.core.module import Module
-
-ENTRY_POINTS = "bridge.adapters"
+from bridge.registering import from_added
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,11 @@ def from_haiku(
 ) -> Any:
     """A Haiku model as a Module.
 
-    `target` is a function that uses Haiku modules, or what `hk.transform` or
-    `hk.transform_with_state` made of one. For a class of Haiku modules what comes back takes the
-    arguments of its constructor, and gives the Module. Without `params`, `init` makes them from an
-    input. Raises ModelError for anything else, MissingLibraryError without dm-haiku.
+    `target` is a function that uses Haiku modules, or what `hk.transform`, `hk.multi_transform` or
+    their forms with state made of one; several functions become methods. For a class of Haiku modules
+    what comes back takes the arguments of its constructor, and gives the Module. Without `params`,
+    `init` makes them from an input. Raises ModelError for anything else, MissingLibraryError without
+    dm-haiku.
 
     >>> import bridge as br, haiku as hk, jax, jax.numpy as jnp
     >>> module = br.from_haiku(hk.Linear)(5).init(jax.random.key(0), jnp.ones((2, 3)))
@@ -81,12 +81,12 @@ def from_haiku(
     return _adapter("haiku").from_haiku(target, params, state)
 
 
-def from_equinox(model: Any, state: Any = None, vmap: bool = False) -> Any:
+def from_equinox(model: Any, state: Any = None, vmap: bool | str = False) -> Any:
     """An Equinox module as a Module.
 
     `state` is the `eqx.nn.State` of a model that has one. With `vmap` a model of single examples is
-    called with batches. Raises ModelError for anything else than an Equinox module,
-    MissingLibraryError without equinox.
+    called with batches; a string is the name of the batch's axis. Raises ModelError for anything else
+    than an Equinox module, MissingLibraryError without equinox.
 
     >>> import bridge as br, equinox as eqx, jax, jax.numpy as jnp
     >>> module = br.from_equinox(eqx.nn.Linear(3, 5, key=jax.random.key(0)), vmap=True)
@@ -96,13 +96,79 @@ def from_equinox(model: Any, state: Any = None, vmap: bool = False) -> Any:
     return _adapter("equinox").from_equinox(model, state, vmap)
 
 
+def to_linen(module: Module) -> Any:
+    """A Module as a Flax Linen module: its arrays are Linen's variables, by collection and path.
+
+    Where the Module only wraps a Linen module, that one comes back, and `module.native()` are its
+    variables. `br.from_linen(exported, variables)` gives the Module back. Raises ModelError for
+    anything else than a Module, MissingLibraryError without flax.
+
+    >>> import bridge as br, haiku as hk, jax, jax.numpy as jnp
+    >>> linear = br.from_haiku(hk.Linear)(7)
+    >>> variables = br.to_linen(linear).init(jax.random.key(0), jnp.ones((2, 5)))
+    >>> jax.tree.map(jnp.shape, variables)
+    {'params': {'linear': {'b': (7,), 'w': (5, 7)}}}
+    """
+    return _adapter("linen").to_linen(module)
+
+
+def to_nnx(module: Module, rngs: Any = None) -> Any:
+    """A Module as a Flax NNX module: its arrays are Variables, its parameters `nnx.Param`.
+
+    It draws from `rngs`, an `nnx.Rngs`, or from those of a call. Where the Module only wraps an NNX
+    module, a new one of that class comes back. `br.from_nnx(exported)` gives the Module back. Raises
+    UninitialisedError for a Module without arrays, ModelError for anything else than a Module,
+    MissingLibraryError without flax.
+
+    >>> import bridge as br, haiku as hk, jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> linear = br.from_haiku(hk.Linear)(7).init(jax.random.key(0), jnp.ones((2, 5)))
+    >>> len(jax.tree.leaves(nnx.state(br.to_nnx(linear), nnx.Param)))
+    2
+    """
+    return _adapter("nnx").to_nnx(module, rngs)
+
+
+def to_haiku(module: Module, name: str | None = None) -> Any:
+    """A Module as a callable for the inside of `hk.transform`: its arrays are params and state there.
+
+    All of its calls in one transform share their parameters, as those of one Haiku module do; `name`
+    is what they are kept under. Where the Module only wraps a Haiku function, that one comes back, and
+    `module.native()` are its arrays. `br.from_haiku(exported, params, state)` gives the Module back.
+    Raises ModelError for anything else than a Module, MissingLibraryError without dm-haiku.
+
+    >>> import bridge as br, flax.linen as nn, haiku as hk, jax, jax.numpy as jnp
+    >>> dense = br.to_haiku(br.from_linen(nn.Dense(7)), name="dense")
+    >>> params = hk.transform(dense).init(jax.random.key(0), jnp.ones((2, 5)))
+    >>> jax.tree.map(jnp.shape, params)
+    {'~/dense': {'bias': (7,), 'kernel': (5, 7)}}
+    """
+    return _adapter("haiku").to_haiku(module, name)
+
+
+def to_equinox(module: Module) -> tuple[Any, Any]:
+    """A Module as an Equinox module, and the `eqx.nn.State` with its states.
+
+    Where the Module only wraps an Equinox model, that one comes back. `br.from_equinox(model, state)`
+    gives the Module back. Raises UninitialisedError for a Module without arrays, ModelError for
+    anything else than a Module, MissingLibraryError without equinox.
+
+    >>> import bridge as br, haiku as hk, jax, jax.numpy as jnp
+    >>> linear = br.from_haiku(hk.Linear)(7).init(jax.random.key(0), jnp.ones((2, 5)))
+    >>> model, state = br.to_equinox(linear)
+    >>> model(jnp.ones((2, 5))).shape
+    (2, 7)
+    """
+    return _adapter("equinox").to_equinox(module)
+
+
 def wrap(model: Any, *args: Any, **kwargs: Any) -> Any:
     """A model of any library as a Module, by the `from_<library>` that its class asks for.
 
     What follows the model goes to that function. A library that bridge has no adapter for is served by
-    the entry point of the group "bridge.adapters" that is named as the library is imported (`name`): a
-    module with a function `from_<name>`. A Module is returned as it is. Raises ModelError where no
-    adapter knows the class.
+    one that was registered (`register_adapter`) or comes with an installed package. A Module is
+    returned as it is. Raises ModelError where no adapter knows the class, AdapterError for an added
+    adapter that cannot be used.
 
     >>> import bridge as br, flax.linen as nn
     >>> br.wrap(nn.Dense(5))
@@ -111,24 +177,20 @@ def wrap(model: Any, *args: Any, **kwargs: Any) -> Any:
     if isinstance(model, Module):
         return model
     classes = model.__mro__ if isinstance(model, type) else type(model).__mro__
+    added = added_library(classes)  # before bridge's own: a library may be built on one of those
+    if added is not None:
+        return from_added(added, model, args, kwargs)
     # From the oldest ancestor on: flax.nnx defines a Linen module, nnx.bridge.ToLinen.
-    homes = [cls.__module__ for cls in reversed(classes)]
-    for home in homes:
+    for cls in reversed(classes):
         for name, adapter in ADAPTERS.items():
-            if _inside(home, adapter.package):
+            if inside(cls.__module__, adapter.package):
                 return getattr(_adapter(name), f"from_{name}")(model, *args, **kwargs)
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        if entry.name not in ADAPTERS and any(_inside(home, entry.name) for home in homes):
-            return getattr(entry.load(), f"from_{entry.name}")(model, *args, **kwargs)
+    titles = (*(adapter.title for adapter in ADAPTERS.values()), *added_libraries())
     raise ModelError(
         f"no adapter knows a {type(model).__name__} ({model!r}); bridge wraps models of"
-        f" {', '.join(adapter.title for adapter in ADAPTERS.values())}. A function of Haiku modules"
-        f" goes to bridge.from_haiku, any other function to bridge.Function"
+        f" {', '.join(titles)}. A function of Haiku modules goes to bridge.from_haiku, any other"
+        f" function to bridge.Function"
     )
-
-
-def _inside(module: str, package: str) -> bool:
-    return module == package or module.startswith(package + ".")
 
 
 def _adapter(name: str) -> ModuleType:

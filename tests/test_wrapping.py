@@ -1,8 +1,4 @@
-"""`wrap` finds the adapter of a model by its class, a third party's by its entry point."""
-
-import importlib.metadata
-import sys
-import types
+"""`wrap` finds the adapter of a model by its class."""
 
 import pytest
 
@@ -15,23 +11,14 @@ def test_a_module_is_wrapped_already():
     assert br.wrap(module) is module
 
 
-def test_what_no_adapter_knows_is_refused_with_the_libraries():
+def test_what_no_adapter_knows_is_refused_with_the_libraries(monkeypatch):
+    monkeypatch.setattr("bridge.wrapping.added_libraries", lambda: ())
     with pytest.raises(ModelError) as caught:
         br.wrap(3)
     assert str(caught.value) == (
         "no adapter knows a int (3); bridge wraps models of Linen, NNX, Haiku, Equinox. A function of"
         " Haiku modules goes to bridge.from_haiku, any other function to bridge.Function"
     )
-
-
-def test_a_third_party_adapter_is_found_by_the_name_of_its_library(monkeypatch):
-    adapter = types.ModuleType("bridge_sixth")
-    adapter.from_sixth = lambda model, scale=1: br.Function(lambda x: scale * model.factor * x)
-    monkeypatch.setitem(sys.modules, "bridge_sixth", adapter)
-    entry = importlib.metadata.EntryPoint("sixth", "bridge_sixth", "bridge.adapters")
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry])
-    model = type("Model", (), {"__module__": "sixth.layers", "factor": 3})()
-    assert br.wrap(model, scale=2)(7) == 42
 
 
 def test_nnx_modules_that_hold_linen_modules_go_to_nnx_and_the_other_way_round():

@@ -76,7 +76,7 @@ def _readable(run: Run, node: Any, value: Any, path: Path) -> Any:
     """The value of a field as a call sees it: tied arrays in their places, nothing uninitialised."""
     if is_array(value) or value is LAZY:
         return value
-    if not any(isinstance(leaf, (ParamInit, Tied)) for _, leaf in leaves_of(value)):
+    if not any(isinstance(leaf, (ParamInit, Tied, str, bool)) for _, leaf in leaves_of(value)):
         return value
 
     def read(below: Path, leaf: Any) -> Any:
@@ -87,6 +87,12 @@ def _readable(run: Run, node: Any, value: Any, path: Path) -> Any:
             raise UninitialisedError(
                 f"{paths.name(place)} of {type(node).__name__} is not initialised; type"
                 f" module = module.init(key, *sample) first"
+            )
+        if isinstance(leaf, (str, bool)):  # Optax calls a tree of labels or masks that can be called
+            raise FieldError(
+                f"{paths.name(place)} is {leaf!r} and no array, so this {type(run.root).__name__} is"
+                f" not one to call. Make labels and masks for Optax of what nobody can call:"
+                f" jax.tree.map(label, module.parameters())"
             )
         return leaf
 
@@ -129,7 +135,7 @@ def settled(before: Any, after: Any, path: Path) -> Any:
         f"{paths.join((*path, *below))}: was {_shown(old.get(below))}, was assigned"
         f" {_shown(new.get(below))}"
         for below in [*old, *(below for below in new if below not in old)]
-        if _shown(old.get(below)) != _shown(new.get(below))
+        if _form(old.get(below)) != _form(new.get(below))
     ]
     if not problems and jax.tree.structure(before) != jax.tree.structure(after):
         problems = [f"{paths.join(path)}: the containers differ"]
@@ -141,6 +147,10 @@ def settled(before: Any, after: Any, path: Path) -> Any:
             + "\nGive it its final form in __init__ (or by init), or cast what is assigned"
         )
     return after
+
+
+def _form(value: Any) -> Any:
+    return None if value is None else (value.shape, value.dtype)
 
 
 def _shown(value: Any) -> str:

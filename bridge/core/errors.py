@@ -57,6 +57,10 @@ class ModelError(BridgeError, TypeError):
     """A model of another library is not what its adapter can wrap."""
 
 
+class AdapterError(BridgeError, TypeError):
+    """An adapter that was added for another library is none, or not the only one."""
+
+
 class MissingLibraryError(BridgeError, ImportError):
     """An adapter's library is not installed."""
 

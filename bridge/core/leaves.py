@@ -125,6 +125,9 @@ class Layout:
     paths: tuple[Path, ...]
     treedef: Any
 
+    def __deepcopy__(self, _memo: Any) -> Layout:
+        return self
+
     def __reduce__(self) -> Any:
         skeleton = jax.tree.unflatten(self.treedef, range(len(self.paths)))
         return _layout_of, (skeleton, self.paths)

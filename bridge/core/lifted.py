@@ -167,6 +167,8 @@ class _Lift:
             if field.kind.name in ("state", "key")
         ]
         self._written: set[tuple[int, str]] = set()
+        for streams in {id(s): s for node in self.nodes if (s := node._call.streams)}.values():
+            streams.take()
 
     @staticmethod
     def _is_ours(node: Any) -> bool:

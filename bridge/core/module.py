@@ -12,13 +12,12 @@ import bridge.core.calling as calling
 from bridge.core.editing import At, freeze, unfreeze
 from bridge.core.errors import FieldError, ImmutableError
 from bridge.core.frames import Frame, frame_of
+from bridge.core.libraries import library_of
 from bridge.core.node import Node, is_draft, map_children, rebuild, rng_of, spec_of
 from bridge.core.parameters import ParameterTree, trainable, updated
 from bridge.core.rng import attachable
 from bridge.core.show import draw, tabulate
 from bridge.core.tree import walk
-
-_FOREIGN = ("flax", "haiku", "equinox", "torch")
 
 
 def plain(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,7 +103,7 @@ class Module(Node):
         """
         if isinstance(value, Node):
             return value
-        library = next((base for t in type(value).__mro__ for base in _FOREIGN if _of(t, base)), None)
+        library = library_of(value)
         if library is not None:
             raise FieldError(
                 f"{where} is declared as a module and holds a {library} {type(value).__name__};"
@@ -330,10 +329,6 @@ class Module(Node):
 
     def __repr__(self) -> str:
         return draw(self)
-
-
-def _of(cls: type, library: str) -> bool:
-    return cls.__module__ == library or cls.__module__.startswith(library + ".")
 
 
 def _without_rng(module: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -33,13 +33,15 @@ class Streams:
     """The keys given to a call by name, and the path of the module that they were given to."""
 
     def __init__(self, keys: Mapping[str, Any], base: Path, attached: bool = False) -> None:
-        self.keys, self.base, self.attached = dict(keys), base, attached
+        self.keys, self.base, self.attached = keys, base, attached
         self.drawn = False
 
     @classmethod
     def of(cls, rng: Any, base: Path = (), attached: bool = False) -> Streams:
         """Streams of one key or of a dict of keys; raises MissingRngError for anything else."""
-        named = rng if isinstance(rng, Mapping) else {DEFAULT: rng}
+        if isinstance(rng, Streams):
+            return rng
+        named = dict(rng) if isinstance(rng, Mapping) else {DEFAULT: rng}
         for stream, key in named.items():
             if not is_key(key):
                 raise MissingRngError(
@@ -51,19 +53,49 @@ class Streams:
     def key(self, stream: str, path: Path) -> Any:
         """The key of a stream, unfolded; raises MissingRngError with the streams there are."""
         self.drawn = True
-        found = self.keys.get(stream, self.keys.get(DEFAULT))
-        if found is None:
+        name = stream if stream in self.keys else DEFAULT
+        if name not in self.keys:
             given = ", ".join(repr(name) for name in self.keys)
             raise MissingRngError(
                 f"{paths.name(path)} draws from the stream {stream!r}; the streams given are {given}."
                 f' Give it a key: rng={{{stream!r}: key, ...}}, or "default" to serve every stream'
             )
-        return found
+        return self.keys[name]
+
+    def take(self) -> None:
+        """Takes every key that is only lent, before a transform runs in which it would be a leak."""
+        self.keys = dict(self.keys)
 
     def advanced(self) -> Any:
         """The attached keys for the next call, in the form that they were attached in."""
         keys = {name: jax.random.fold_in(key, _ADVANCE) for name, key in self.keys.items()}
         return Frozen(keys) if set(keys) != {DEFAULT} else keys[DEFAULT]
+
+
+class Lent(Mapping[str, Any]):
+    """Keys that another library keeps by stream, each taken from it when it is first asked for.
+
+    `names` are the streams that it has. `take` gives a stream's key, or raises MissingRngError: it is
+    asked for every stream, because a library has rules of its own for what it was not given.
+    """
+
+    def __init__(self, names: Iterable[str], take: Callable[[str], Any]) -> None:
+        self._names, self._take = tuple(names), take
+        self._taken: dict[str, Any] = {}
+
+    def __getitem__(self, stream: str) -> Any:
+        if stream not in self._taken:
+            self._taken[stream] = self._take(stream)
+        return self._taken[stream]
+
+    def __contains__(self, stream: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def attachable(rng: Any) -> Any:

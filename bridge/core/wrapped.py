@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import jax
@@ -12,58 +11,19 @@ import jax
 import bridge.core.calling as calling
 import bridge.core.paths as paths
 from bridge.core.errors import MissingRngError, TraceError, UninitialisedError
+from bridge.core.flags import TRAIN_FLAGS as TRAIN_FLAGS
+from bridge.core.flags import train_flags as train_flags
+from bridge.core.flags import unsaid_flags as unsaid_flags
 from bridge.core.frames import Frame, frame_of
 from bridge.core.kinds import BY_FIRST_KEY, Kind, Parameter
 from bridge.core.layers import Layer
 from bridge.core.leaves import Lazy, Leaves
+from bridge.core.libraries import library_of as library_of
 from bridge.core.module import Module, plain
+from bridge.core.opaque import Opaque as Opaque
 
 States = Annotated[jax.Array, Kind("state", BY_FIRST_KEY)]
 """Annotation of a state field whose collections are the first keys of its tree."""
-
-# The spellings of the train flag in the field's libraries, and whether True means training.
-TRAIN_FLAGS: Mapping[str, bool] = {
-    "train": True,
-    "training": True,
-    "is_training": True,
-    "deterministic": False,
-    "use_running_average": False,
-    "inference": False,
-}
-
-
-LIBRARIES = ("flax", "haiku", "equinox", "torch")
-
-
-class Opaque:
-    """A library's own object among the statics: compared by value where it can be hashed.
-
-    An object without a hash is compared by identity, so that a model with a dict among its attributes
-    still works; two of them built alike are then two treedefs.
-    """
-
-    __slots__ = ("hashed", "value")
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-        try:
-            self.hashed = hash(value)
-        except TypeError:
-            self.hashed = None
-
-    def __hash__(self) -> int:
-        return id(self.value) if self.hashed is None else self.hashed
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Opaque) or type(self.value) is not type(other.value):
-            return False
-        return self.value is other.value or (self.hashed is not None and self.value == other.value)
-
-    def __reduce__(self) -> Any:
-        return Opaque, (self.value,)  # a hash of strings holds in one process only
-
-    def __repr__(self) -> str:
-        return f"{type(self.value).__name__}"
 
 
 class Wrapped(Module):
@@ -86,14 +46,10 @@ class Wrapped(Module):
     def invoke(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What a method of the model returns; its state updates go into this module's state."""
         frame = self._running(method)
-        out = None
-        if frame.initialising and (isinstance(self.params, Lazy) or "params" in frame.filled):
+        if frame.initialising and self.unseen:
             out = self._fill(frame, method, args, kwargs)
-        elif frame.initialising and self.unseen:
-            out, _, _, layers = self.make(frame, method, args, kwargs)
-            frame.fill(self, known_layers=layers)
-        if out is not None:
-            return out
+            if out is not None:
+                return out
         if isinstance(self.params, Lazy):
             raise UninitialisedError(
                 f"{paths.name(frame.path)} is not initialised; type"
@@ -104,14 +60,16 @@ class Wrapped(Module):
         return out
 
     def _fill(self, frame: Frame, method: str, args: Any, kwargs: Any) -> Any:
-        """Makes what a method needs, and keeps what the methods called before it have made."""
-        out, params, state, layers = self.make(frame, method, args, kwargs)
-        if "params" in frame.filled:
-            params = united(frame.filled["params"].tree(), params)
-            state = united(frame.filled["state"].tree(), state)
-            known = frame.filled["known_layers"] or ()
-            layers = known + tuple(layer for layer in layers or () if layer not in known)
-        frame.fill(self, params=Leaves.of(params), state=Leaves.of(state), known_layers=layers)
+        """Makes what a method needs and the module has not yet; everything that is there stays."""
+        names = ("params", "state", "known_layers")
+        params, state, known = (frame.filled.get(name, getattr(self, name)) for name in names)
+        if known is not None:  # what is there was made, or looked at, by an init before
+            frame.filled.update(params=params, state=state, known_layers=known)
+        out, new_params, new_state, layers = self.make(frame, method, args, kwargs)
+        if layers is not None:
+            known = (*(known or ()), *(layer for layer in layers if layer not in (known or ())))
+        params, state = _with(params, new_params), _with(state, new_state)
+        frame.fill(self, params=params, state=state, known_layers=known)
         return out
 
     def _keep(self, frame: Frame, state: Any) -> None:
@@ -139,8 +97,8 @@ class Wrapped(Module):
 
     @property
     def unseen(self) -> bool:
-        """Whether the layers of the model show in a call alone, and none has shown them."""
-        return self.known_layers is None and type(self).make is not Wrapped.make
+        """Whether a method may need arrays, or run through layers, that no method before it did."""
+        return type(self).make is not Wrapped.make
 
     @plain
     def layers(self) -> tuple[Layer, ...] | None:
@@ -181,43 +139,20 @@ def _invoke(name: str, module: Any, *args: Any, **kwargs: Any) -> Any:
     return module.invoke(name, args, kwargs)
 
 
+def _with(there: Any, made: Any) -> Leaves:
+    """What is there and what was made besides; itself where that is nothing new."""
+    if isinstance(there, Lazy):
+        return Leaves.of(made)
+    after = there.replace(united(there.tree(), made))
+    return there if after.layout is there.layout else after
+
+
 def united(first: Any, second: Any) -> Any:
     """Two nested dicts as one; what both have is the first one's."""
     if not (isinstance(first, Mapping) and isinstance(second, Mapping)):
         return first
     both = {key: united(first[key], second[key]) for key in first if key in second}
     return {**second, **first, **both}
-
-
-def library_of(model: Any) -> str | None:
-    """The library of the field that the class of a model comes from, None for any other object."""
-    packages = [cls.__module__.partition(".")[0] for cls in type(model).__mro__]
-    return next((package for package in packages if package in LIBRARIES), None)
-
-
-def train_flags(
-    function: Callable[..., Any], given: Mapping[str, Any], training: bool
-) -> dict[str, bool]:
-    """The train flag of a call in the spelling of the function's signature, unless it was given."""
-    parameters = inspect.signature(function).parameters
-    return {
-        name: training == means_training
-        for name, means_training in TRAIN_FLAGS.items()
-        if name in parameters and name not in given
-    }
-
-
-def unsaid_flags(
-    model: Any, method: str, args: Any, kwargs: Mapping[str, Any], training: bool
-) -> dict[str, bool]:
-    """The train flag of a call, where neither the call nor the model's own attribute says it."""
-    function = getattr(model, method)
-    try:
-        given = inspect.signature(function).bind_partial(*args, **kwargs).arguments
-    except TypeError:  # the call itself will speak of it
-        given = kwargs
-    flags = train_flags(function, given, training)
-    return {name: flag for name, flag in flags.items() if getattr(model, name, None) is None}
 
 
 def key_or_none(frame: Frame, stream: str = "default") -> tuple[Any, Exception | None]:

@@ -29,6 +29,21 @@ class Net(eqx.Module):
         return self.head(self.dropout(jax.nn.relu(x), key=key)), state
 
 
+class Block(eqx.Module):
+    linear: eqx.nn.Linear
+    norm: eqx.nn.BatchNorm
+    dropout: eqx.nn.Dropout
+
+    def __init__(self, key: jax.Array):
+        self.linear = eqx.nn.Linear(5, 5, key=key)
+        self.norm = eqx.nn.BatchNorm(5, axis_name="batch", mode="batch")
+        self.dropout = eqx.nn.Dropout(0.5)
+
+    def __call__(self, x: jax.Array, state: eqx.nn.State, *, key: Any = None) -> Any:
+        x, state = self.norm(self.linear(x), state)
+        return self.dropout(jax.nn.relu(x), key=key), state
+
+
 def native(module: br.Module, key: Any, mode: str) -> tuple[Any, Any]:
     model, state = module.native()
     model = eqx.nn.inference_mode(model, value=mode == "eval")
@@ -45,8 +60,13 @@ def native(module: br.Module, key: Any, mode: str) -> tuple[Any, Any]:
     return run(model, INPUTS, state, keys)
 
 
+def block() -> br.Module:
+    model, state = eqx.nn.make_with_state(Block)(jax.random.key(0))
+    return br.from_equinox(model, state, vmap=True)
+
+
 def subject() -> Subject:
     def build() -> br.Module:
         return br.from_equinox(eqx.nn.make_with_state(Net)(jax.random.key(0)), vmap=True)
 
-    return Subject(library="equinox", build=build, inputs=INPUTS, native=native)
+    return Subject(library="equinox", build=build, block=block, inputs=INPUTS, native=native)

@@ -20,6 +20,13 @@ class Net(nn.Module):
         return nn.Dense(11)(x.mean(1))
 
 
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(nn.Dense(x.shape[-1])(x))
+        return nn.Dropout(0.5, deterministic=not train)(nn.relu(x))
+
+
 def native(module: br.Module, key: Any, mode: str) -> tuple[Any, Any]:
     @jax.jit
     def run(variables, x, key):
@@ -29,5 +36,11 @@ def native(module: br.Module, key: Any, mode: str) -> tuple[Any, Any]:
     return run(module.native(), INPUTS, key)
 
 
+def block() -> br.Module:
+    return br.from_linen(Block())
+
+
 def subject() -> Subject:
-    return Subject(library="linen", build=lambda: br.from_linen(Net()), inputs=INPUTS, native=native)
+    return Subject(
+        library="linen", build=lambda: br.from_linen(Net()), block=block, inputs=INPUTS, native=native
+    )

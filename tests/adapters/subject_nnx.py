@@ -23,6 +23,16 @@ class Net(nnx.Module):
         return self.head(x.mean(1))
 
 
+class Block(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(5, 5, rngs=rngs)
+        self.norm = nnx.BatchNorm(5, momentum=0.9, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.dropout(nnx.relu(self.norm(self.linear(x))))
+
+
 def native(module: br.Module, key: Any, mode: str) -> tuple[Any, Any]:
     model = module.native()
     getattr(model, mode)()
@@ -39,8 +49,12 @@ def native(module: br.Module, key: Any, mode: str) -> tuple[Any, Any]:
     return out, (statistics, rngs)
 
 
+def block() -> br.Module:
+    return br.from_nnx(Block(nnx.Rngs(0, dropout=1)))
+
+
 def subject() -> Subject:
     def build() -> br.Module:
         return br.from_nnx(Net(nnx.Rngs(0, dropout=1)))
 
-    return Subject(library="nnx", build=build, inputs=INPUTS, native=native)
+    return Subject(library="nnx", build=build, block=block, inputs=INPUTS, native=native)

@@ -12,11 +12,13 @@ import pytest
 import bridge as br
 
 PACKAGES = {"linen": "flax", "nnx": "flax", "haiku": "haiku", "equinox": "equinox"}
+# sprig is added as any user adds a library, by examples/write_an_adapter.py, and needs no other one.
+SUBJECTS = (*PACKAGES, "sprig")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A net with parameters, statistics and dropout.
+    """A net with parameters, statistics and dropout, and a block of such layers from (7 5) to (7 5).
 
     `native` runs what `module.native()` gives by the library's own functional API, compiled:
     (module, key or None, mode) -> (output, state after), the state's leaves in the order of
@@ -25,6 +27,7 @@ class Subject:
 
     library: str
     build: Callable[[], Any]
+    block: Callable[[], Any]
     inputs: jax.Array
     native: Callable[[Any, Any, str], tuple[Any, Any]]
 
@@ -32,7 +35,8 @@ class Subject:
 @functools.cache
 def subject_of(library: str) -> Subject:
     """The subject of a library; skips the test where the library is not installed."""
-    pytest.importorskip(PACKAGES[library])
+    if library in PACKAGES:
+        pytest.importorskip(PACKAGES[library])
     return importlib.import_module(f"tests.adapters.subject_{library}").subject()
 
 

@@ -8,23 +8,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 
 import bridge as br
 from bridge.core.errors import DroppedStateError, MissingRngError, TraceError, UninitialisedError
 from bridge.core.paths import join
 from bridge.core.tree import entries
-from tests.adapters.subjects import PACKAGES, Subject, initialised, subject_of
+from tests.adapters.subjects import SUBJECTS, Subject, initialised, subject_of
 
 KEYS = jax.random.split(jax.random.key(17), 3)
-LAZY = ("linen", "haiku")
+BLOCK_INPUTS = jax.random.normal(jax.random.key(19), (7, 5))
+LAZY = ("linen", "haiku", "sprig")
 # An NNX model has random streams of its own, and draws from them where a call brings no key.
-KEYLESS = ("linen", "haiku", "equinox")
-# Equinox has no hook at the call of a part.
-NAMED_PARTS = ("linen", "nnx", "haiku")
+KEYLESS = ("linen", "haiku", "equinox", "sprig")
 
 
-@pytest.fixture(params=PACKAGES)
+@pytest.fixture(params=SUBJECTS)
 def subject(request) -> Subject:
     return subject_of(request.param)
 
@@ -75,6 +76,12 @@ def numbers(tree: Any) -> list[np.ndarray]:
         return np.asarray(jax.random.key_data(leaf) if typed else leaf)
 
     return [plain(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def near(first: Any, second: Any) -> bool:
+    """Whether two trees hold the same numbers up to rounding, in the same order."""
+    pairs = zip(numbers(first), numbers(second), strict=True)
+    return all(np.allclose(one, other, rtol=1e-5, atol=1e-5) for one, other in pairs)
 
 
 def same(first: Any, second: Any) -> bool:
@@ -296,12 +303,10 @@ def test_capture_gives_the_output_of_the_model(subject, module):
     assert same(captured, {"child": module(subject.inputs)})
 
 
-@pytest.mark.parametrize("library", NAMED_PARTS)
-def test_capture_gives_the_outputs_of_the_parts(library):
-    subject = subject_of(library)
-    captured = Holder(initialised(library)).capture(subject.inputs, paths=["child.*"])
+def test_capture_gives_the_outputs_of_the_parts(subject, module):
+    captured = Holder(module).capture(subject.inputs, paths=["child.*"])
     assert len(captured) >= 3
-    output = initialised(library)(subject.inputs)
+    output = module(subject.inputs)
     assert any(same(out, output) for out in captured.values())
 
 
@@ -323,6 +328,90 @@ def test_saved_and_loaded_it_goes_on_as_before(subject, module, tmp_path):
     loaded = br.load(tmp_path / "net.safetensors", module)
     assert same(loaded, module)
     assert jax.tree.structure(loaded) == jax.tree.structure(module)
+
+
+# Many of it
+
+
+def stacked(block: Any, keys: jax.Array) -> Any:
+    """A block for each key, as one module whose arrays have a leading axis."""
+    return jax.jit(jax.vmap(lambda key: block.init(key, BLOCK_INPUTS)))(keys)
+
+
+def parts(stack: Any, count: int) -> list[Any]:
+    return [jax.tree.map(lambda leaf, at=at: leaf[at], stack) for at in range(count)]
+
+
+@pytest.mark.parametrize("remat", [False, True], ids=["plain", "remat"])
+def test_stacked_blocks_are_scanned_as_they_run_one_after_the_other(subject, remat):
+    blocks = stacked(subject.block(), KEYS)
+
+    def body(x, block_and_key):
+        block, key = block_and_key
+        return block.apply(x, rng=key, mode="train")
+
+    body = jax.checkpoint(body) if remat else body
+
+    def loss(blocks):
+        out, after = jax.lax.scan(body, BLOCK_INPUTS, (blocks, KEYS))
+        return (out**2).sum(), (out, after)
+
+    grads, (out, after) = jax.jit(br.grad(loss, has_aux=True))(blocks)
+    expected, afters = BLOCK_INPUTS, []
+    for block, key in zip(parts(blocks, len(KEYS)), KEYS, strict=True):
+        expected, block = step(block, expected, key, "train")
+        afters.append(block)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+    for first, second in zip(parts(after, len(KEYS)), afters, strict=True):
+        assert near(first, second)
+    assert all(np.isfinite(leaf).all() for leaf in numbers(grads))
+    assert any(leaf.any() for leaf in numbers(grads))
+
+
+def test_an_ensemble_is_as_many_models_as_it_has_members(subject, module):
+    members = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf, leaf]), module)
+    run = jax.vmap(lambda member, key: member.apply(subject.inputs, rng=key, mode="train"))
+    outs, after = jax.jit(run)(members, KEYS)
+    for number, key in enumerate(KEYS):
+        out, alone = step(module, subject.inputs, key, "train")
+        np.testing.assert_allclose(outs[number], out, rtol=1e-5, atol=1e-5)
+        assert near(parts(after, len(KEYS))[number], alone)
+
+
+def test_on_eight_devices_each_has_its_rows(subject, module):
+    rows = jnp.concatenate([subject.inputs, subject.inputs[:1]])
+    mesh = Mesh(np.array(jax.devices()[:8]), ("rows",))
+    by_rows = PartitionSpec("rows")
+    spread = jax.shard_map(
+        lambda module, x: module.apply(x)[0],
+        mesh=mesh,
+        in_specs=(PartitionSpec(), by_rows),
+        out_specs=by_rows,
+    )
+    out = jax.jit(spread)(module, rows)
+    assert len(out.sharding.device_set) == 8
+    np.testing.assert_allclose(out, module(rows), rtol=1e-5, atol=1e-6)
+
+
+def test_tied_parameters_of_two_models_stay_one_through_training(subject, module):
+    path = next(join(entry.path) for entry in entries(module) if entry.trained)
+    pair = br.tie(Pair(module, another(module)), f"second.{path}", f"first.{path}")
+    assert len(jax.tree.leaves(pair)) == 2 * len(jax.tree.leaves(module)) - 1
+    optimizer = br.Optimizer(optax.sgd(0.1)).init(pair)
+
+    @jax.jit
+    def train(pair, optimizer):
+        def loss(pair):
+            first, second = pair.apply(subject.inputs)[0]
+            return (first**2).sum() + (second**3).sum()
+
+        return optimizer.step(br.grad(loss)(pair), pair)
+
+    after, _ = train(pair, optimizer)
+    assert jax.tree.structure(after) == jax.tree.structure(pair)
+    tied = after.at[f"first.{path}"].get()
+    assert not same(tied, module.at[path].get())
+    assert same(after.at[f"second.{path}"].get(), tied)
 
 
 # Under transforms

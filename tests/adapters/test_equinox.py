@@ -252,8 +252,8 @@ REFUSED = {
     ),
     "two names for the batch": (
         lambda: br.from_equinox(TwoNames(), vmap=True)(X),
-        "the BatchNorm layers of TwoNames name the axis of the batch batch and examples; vmap=True"
-        " gives it one name: use one",
+        "the layers of TwoNames name several axes, 'batch' and 'examples'; say which is that of the"
+        " batch: from_equinox(model, vmap='batch')",
     ),
     "a state among the arguments": (
         lambda: net()(X, eqx.nn.make_with_state(Net)(KEY)[1]),
@@ -264,21 +264,6 @@ REFUSED = {
         lambda: br.from_equinox(Net(KEY)).apply(X[0], rng=KEY, mode="train"),
         "the root module averages over the axis 'batch' of a batch, which there is none of; wrap it"
         " with from_equinox(model, vmap=True) and call it with batches",
-    ),
-    "a batch without an axis": (
-        lambda: br.from_equinox(eqx.nn.Dropout(0.5), vmap=True)(jnp.ones(())),
-        "a model wrapped with vmap=True maps axis 0 of every array that it is called with; it was"
-        " called with [[]]",
-    ),
-    "no batch": (
-        lambda: br.from_equinox(eqx.nn.Dropout(0.5), vmap=True)(),
-        "a model wrapped with vmap=True maps axis 0 of every array that it is called with; it was"
-        " called with no array",
-    ),
-    "an inner path": (
-        lambda: net().capture(X, paths=["linear"]),
-        "'linear' is inside of the Equinox model at the root module, whose parts cannot be watched;"
-        " return the value from the model itself",
     ),
 }
 

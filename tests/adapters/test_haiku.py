@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.interpreters import partial_eval
 
 import bridge as br
 
@@ -41,8 +42,50 @@ def equal(first, second):
 
 def program(function, *arguments):
     """The StableHLO of a function, without its name and those of its results."""
-    text = jax.jit(function).lower(*arguments).as_text()
+    text = jax.jit(function, keep_unused=True).lower(*arguments).as_text()
     return re.sub(r' \{jax.result_info = "[^"]*"\}|@jit_\w+', "", text)
+
+
+def live(function, *arguments):
+    """The jaxpr of a function without what does not reach its results, and the shapes of those."""
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals), instantiate=True)
+    return str(jaxpr).partition(" let")[2], shapes
+
+
+def squares(tree):
+    return sum((leaf.astype(jnp.float32) ** 2).sum() for leaf in jax.tree.leaves(tree))
+
+
+def initialised(forward, x, **flags):
+    """The module of a function, with shapes in place of arrays, whose init is Haiku's own program."""
+    own = hk.transform_with_state(forward)
+    ours, module = live(lambda key, x: br.from_haiku(forward).init(key, x), KEY, x)
+    native, shapes = live(lambda key, x: own.init(key, x, **flags), KEY, x)
+    assert ours == native
+    assert module.native() == shapes
+    return module
+
+
+def trains_as_haiku_does(module, x, differentiate=jax.value_and_grad, **flags):
+    """Asserts that a step is Haiku's own program: gradients, output and state after it."""
+    own = hk.transform_with_state(module.model.value)
+
+    def native(params, state, x, key):
+        def loss(params):
+            out, after = own.apply(params, state, key, x, **flags)
+            return squares(out), (out, after)
+
+        return differentiate(loss, has_aux=True)(params)
+
+    def ours(module, x, key):
+        def loss(params):
+            out, after = module.update(params).apply(x, rng=key, mode="train")
+            return squares(out), (out, after.native()[1])
+
+        return differentiate(loss, has_aux=True)(module.parameters())
+
+    assert program(ours, module, x, KEY) == program(native, *module.native(), x, KEY)
 
 
 def message(error, call, *args, **kwargs):
@@ -157,24 +200,7 @@ def test_dropout_of_a_model_alone_is_that_of_haiku():
 
 
 def test_the_compiled_program_is_that_of_haiku():
-    transformed = hk.transform_with_state(normed)
-    module = made()
-
-    def ours(module, x, key):
-        def loss(module):
-            out, after = module.apply(x, rng=key, mode="train")
-            return out.sum(), after.state
-
-        return br.value_and_grad(loss, has_aux=True)(module)
-
-    def own(params, state, x, key):
-        def loss(params):
-            out, after = transformed.apply(params, state, key, x, is_training=True)
-            return out.sum(), after
-
-        return jax.value_and_grad(loss, has_aux=True)(params)
-
-    assert program(ours, module, X, KEY) == program(own, *module.native(), X, KEY)
+    trains_as_haiku_does(initialised(normed, X, is_training=True), X, is_training=True)
 
 
 def test_a_model_that_draws_nothing_needs_no_key_under_a_raw_vmap():
@@ -221,36 +247,78 @@ def test_given_params_and_state_are_initialised():
 
 
 MISFIT = """\
-the params of the root module do not fit the model:
-  linear.b: missing; the model makes float32[3]
-  extra.w: left over
-  linear.w: is float32[5, 2]; the model makes float32[5, 3]
-Give from_haiku what the model's own init makes, or none and call module.init(key, *sample)"""
+the arrays of the root module do not fit the model:
+  {}
+Give from_haiku the params and the state that the model's own init makes, or none and call \
+module.init(key, *sample); what only another method uses is made by \
+module.init(key, *sample, method=...)"""
 
 
-def test_params_that_do_not_fit_are_told_together():
-    params = {"linear": {"w": jnp.ones((5, 2))}, "extra": {"w": jnp.ones(2)}}
-    module = br.from_haiku(linear, params)
-    assert message(br.BridgeError, module, X) == MISFIT
-    assert message(br.BridgeError, module.init, KEY, X) == MISFIT
+def misfit(*problems):
+    return MISFIT.format("\n  ".join(problems))
 
 
-def test_init_refuses_left_over_params():
-    params = {**made(linear).native()[0], "extra": {"w": jnp.ones(2)}}
-    text = message(br.BridgeError, br.from_haiku(linear, params).init, KEY, X)
-    assert "\n  extra.w: left over\n" in text
+def test_arrays_that_do_not_fit_are_told_together():
+    params, state = made().native()
+    linear = {"w": jnp.ones((5, 2)), "c": jnp.ones(3)}
+    module = br.from_haiku(normed, {**params, "linear": linear, "extra": {"w": jnp.ones(2)}}, state)
+    told = misfit(
+        "params.linear.b: missing; the model makes float32[3]",
+        "params.extra.w: left over",
+        "params.linear.c: left over",
+        "params.linear.w: is float32[5, 2]; the model makes float32[5, 3]",
+    )
+    assert message(br.BridgeError, module, X) == told
+    assert message(br.BridgeError, module.init, KEY, X) == told
+
+
+def replaced(tree, module, name, array):
+    return {**tree, module: {**tree[module], name: array}}
+
+
+EMA = "batch_norm/~/mean_ema"
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (
+            lambda params, state: (replaced(params, "linear", "w", jnp.ones((5, 3), int)), state),
+            "params.linear.w: is int32[5, 3]; the model makes float32[5, 3]",
+        ),
+        (
+            lambda params, state: ({**params, "extra": {"w": jnp.ones(2)}}, state),
+            "params.extra.w: left over",
+        ),
+        (
+            lambda params, state: (params, replaced(state, EMA, "average", jnp.ones((1, 1)))),
+            f"state.{EMA}.average: is float32[1, 1]; the model makes float32[1, 3]",
+        ),
+        (
+            lambda params, state: (params, {**state, "extra": {"w": jnp.ones(2)}}),
+            "state.extra.w: left over",
+        ),
+    ],
+)
+def test_init_refuses_what_a_call_does_not_notice(change, problem):
+    params, state = made().native()
+    module = br.from_haiku(normed, *change(params, state))
+    assert message(br.BridgeError, module.init, KEY, X) == misfit(problem)
 
 
 def test_state_that_was_not_given_is_asked_for():
-    module = br.from_haiku(normed, made().native()[0])
-    fix = "Give it as well: from_haiku(target, params, state)"
-    assert message(br.BridgeError, module, X) == (
-        "the root module keeps state that it was not given: No value for 'average' in"
-        f" 'batch_norm/~/mean_ema'. {fix}"
+    params, state = made().native()
+    module = br.from_haiku(normed, params)
+    told = misfit(
+        *(
+            f"state.{place}.{name}: missing; the model makes {leaf.dtype}{list(leaf.shape)}"
+            for place, values in state.items()
+            for name, leaf in values.items()
+        )
     )
-    text = message(br.BridgeError, module.apply, X, rng=KEY, mode="train")
-    assert text.startswith("the root module keeps state that it was not given: it made batch_norm/")
-    assert text.endswith(fix)
+    assert message(br.BridgeError, module, X) == told
+    assert message(br.BridgeError, module.apply, X, rng=KEY, mode="train") == told
+    assert message(br.BridgeError, module.init, KEY, X) == told
 
 
 class Point(hk.Module):
@@ -272,11 +340,6 @@ REFUSED = {
         module_inside_a_transform,
         "from_haiku was given a Point that is made already, and Haiku makes modules inside a"
         " transform only; give it the class: from_haiku(Point)(...)",
-    ),
-    "several functions": (
-        lambda: br.from_haiku(hk.multi_transform(lambda: (linear, (linear, linear)))),
-        "from_haiku takes one function, and MultiTransformed has several; wrap a class of Haiku"
-        " modules, whose methods are called by name: from_haiku(Net)(...)",
     ),
     "a Module": (
         lambda: br.from_haiku(br.Function(abs)),

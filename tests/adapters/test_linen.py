@@ -1,21 +1,24 @@
-"""What is peculiar to Linen: collections, streams, flags, and what it says about a misfit."""
+"""What is peculiar to Linen: its collections, what fits them, and what a wrapped module is."""
 
 import pickle
+import subprocess
+import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import bridge as br
-from bridge.core.errors import MissingRngError, ModelError, StructureError
+from bridge.core.errors import ModelError, StructureError
 from bridge.core.paths import join
 from bridge.core.tree import entries
-from bridge.core.wrapped import Opaque
 
 nn = pytest.importorskip("flax.linen")
 nnx = pytest.importorskip("flax.nnx")
+freeze = pytest.importorskip("flax.core").freeze
 
 KEY = jax.random.key(5)
 X = jax.random.normal(jax.random.key(3), (2, 3))
@@ -29,78 +32,52 @@ def listing(module: Any) -> list[str]:
     return [join(entry.path) for entry in entries(module)]
 
 
+def same(first: Any, second: Any) -> bool:
+    """Whether two trees are the same bit for bit."""
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    return jax.tree.all(jax.tree.map(np.array_equal, first, second))
+
+
 def message(error: type[Exception], call: Any) -> str:
     with pytest.raises(error) as caught:
         call()
     return str(caught.value)
 
 
-class Noisy(nn.Module):
+# Collections
+
+
+class Twice(nn.Module):
     @nn.compact
-    def __call__(self, x, train: bool = False):
-        x = nn.Dense(5)(x)
-        if train:
-            x = x + jax.random.normal(self.make_rng("noise"), x.shape)
-        return nn.Dropout(0.5, deterministic=not train)(x)
-
-
-def test_init_gives_bit_for_bit_what_linens_own_init_does():
-    assert jax.tree.all(
-        jax.tree.map(lambda a, b: (a == b).all(), made(Noisy()).native(), Noisy().init(KEY, X))
-    )
-    named = {"params": KEY, "noise": jax.random.key(7)}
-    wrapped = br.from_linen(Noisy()).init(named, X, mode="train").native()
-    own = Noisy().init({**named, "dropout": KEY}, X, True)
-    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), wrapped, own))
-
-
-def test_named_streams_go_to_linen_by_name():
-    module = made(Noisy())
-    keys = {"noise": jax.random.key(7), "dropout": jax.random.key(11)}
-    out, _ = module.apply(X, rng=keys, mode="train")
-    assert (out == Noisy().apply(module.native(), X, True, rngs=keys)).all()
-
-
-def test_a_missing_stream_is_named_with_those_that_were_given():
-    module = made(Noisy())
-    call = lambda: module.apply(X, rng={"dropout": KEY}, mode="train")  # noqa: E731
-    assert message(MissingRngError, call) == (
-        "the root module draws from the stream 'noise'; the streams given are 'dropout'. Give it a"
-        " key: rng={'noise': key, ...}, or \"default\" to serve every stream"
-    )
+    def __call__(self, x):
+        kernel = self.param("w", nn.initializers.ones, (3,))
+        seen = self.variable("seen", "w", jnp.zeros, (3,))
+        if not self.is_initializing():
+            seen.value = seen.value + x.sum(0)
+        return x * kernel
 
 
 def test_the_same_path_in_two_collections_is_two_leaves():
-    class Twice(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            kernel = self.param("w", nn.initializers.ones, (3,))
-            seen = self.variable("seen", "w", jnp.zeros, (3,))
-            if not self.is_initializing():
-                seen.value = seen.value + x.sum(0)
-            return x * kernel
-
     module = made(Twice())
     assert listing(module) == ["params.w", "state.seen.w"]
-    _, after = module.apply(X)
+    out, after = module.apply(X)
+    own, updates = Twice().apply(module.native(), X, mutable=["seen"])
+    assert same((out, after.native()["seen"]), (own, updates["seen"]))
     np.testing.assert_array_equal(after.at["state.seen.w"].get(), X.sum(0))
 
 
-def test_sown_values_come_by_capture_and_never_grow_the_state():
-    class Sowing(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            x = nn.Dense(5, name="first")(x)
-            self.sow("intermediates", "hidden", x)
-            return self.perturb("offset", x)
-
-    module = made(Sowing())
-    assert listing(module) == ["params.first.bias", "params.first.kernel"]
-    for _ in range(3):
-        _, module = module.apply(X)
-    captured = module.capture(X, paths=["first", "intermediates.hidden"])
-    assert (captured["intermediates.hidden"][0] == captured["first"]).all()
-    assert len(captured["intermediates.hidden"]) == 1
+def test_a_decoding_cache_is_state_in_eval_too():
+    attention = nn.MultiHeadDotProductAttention(2, qkv_features=6, decode=True, deterministic=True)
+    steps = jax.random.normal(KEY, (7, 1, 1, 6))
+    module = made(attention, jnp.zeros((1, 7, 6)))
+    own = attention.init(KEY, jnp.zeros((1, 7, 6)))
+    for x in steps[:3]:
+        expected, updates = attention.apply(own, x, mutable=["cache"])
+        out, module = module.apply(x)
+        own = {**own, **updates}
+        np.testing.assert_array_equal(out, expected)
+    assert int(module.at["state.cache.cache_index"].get()) == 3
+    assert module.init(KEY, jnp.zeros((1, 7, 6))) is module
 
 
 class Late(nn.Module):
@@ -119,25 +96,107 @@ def test_a_variable_made_after_init_is_refused_with_its_collection():
     assert message(StructureError, lambda: module.apply(X)) == (
         "the root module has other variables after the call than before:\n"
         "  cache.late: made by the call, not by init\n"
-        "Make them in init as well; what grows from call to call (sow) belongs into the collection"
-        ' "intermediates", which module.capture(..., paths=[...]) reads'
+        "Make them in init as well; what a call only gives out is sown, and read by"
+        " module.capture(..., paths=[...])"
     )
     module = made(Late("memory"))
-    assert message(ModelError, lambda: module.apply(X)) == (
-        'the root module: the variables do not fit the model. Tried to access "late" from collection'
-        ' "memory" in "/" but the collection is empty. Give from_linen what the model\'s own init'
-        " makes, or none and call module.init(key, *sample); what only another method uses is made by"
-        " module.init(key, *sample, method=...)"
+    assert message(ModelError, lambda: module.apply(X)) == MISFIT.format(
+        'Tried to access "late" from collection "memory" in "/" but the collection is empty.'
     )
 
 
-def test_variables_of_another_shape_are_refused_at_the_call():
-    module = br.from_linen(nn.Dense(5), {"params": {"kernel": jnp.ones((7, 5)), "bias": jnp.ones(5)}})
-    assert message(ModelError, lambda: module(X)).startswith(
-        'the root module: the variables do not fit the model. For parameter "kernel" in "/", the given'
-        " initializer is expected to generate shape (3, 5), but the existing parameter it received has"
-        " shape (7, 5)."
-    )
+class Shared(nn.Module):
+    """The same part called twice, and one part held by two others."""
+
+    first: nn.Module
+    second: nn.Module
+
+    @nn.compact
+    def __call__(self, x):
+        again = nn.Dense(3, name="again")
+        return self.second(self.first(again(again(x))))
+
+
+class Holder(nn.Module):
+    part: nn.Module
+
+    def __call__(self, x):
+        return self.part(x)
+
+
+class Extended(nn.Module):
+    """Adds a parameter to the scope of another module."""
+
+    base: nn.Module
+
+    def setup(self):
+        nn.share_scope(self, self.base)
+
+    @nn.compact
+    def __call__(self, x):
+        return self.base(x) + self.param("more", nn.initializers.ones, (3,))
+
+
+def test_parts_that_linen_shares_are_shared():
+    part = nn.Dense(3)
+    model = Shared(Holder(part), Holder(part))
+    module = made(model)
+    assert listing(module) == [
+        "params.again.bias",
+        "params.again.kernel",
+        "params.first.part.bias",
+        "params.first.part.kernel",
+    ]
+    assert same(module.native(), model.init(KEY, X))
+    assert same(module(X), model.apply(module.native(), X))
+    joint = made(Extended(nn.Dense(3)))
+    assert listing(joint) == ["params.bias", "params.kernel", "params.more"]
+    assert same(joint(X), Extended(nn.Dense(3)).apply(joint.native(), X))
+
+
+# Boxes
+
+
+class Boxed(nn.Module):
+    box: Any
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.Dense(5, kernel_init=self.box(nn.initializers.lecun_normal(), ("in", "out")))(x)
+        mean = self.variable("stats", "mean", self.box(lambda: jnp.zeros(5), ("out",)))
+        if train:
+            mean.value = mean.value + x.mean(0)
+        return x
+
+
+@pytest.mark.parametrize("box", [nn.with_partitioning, nn.with_logical_partitioning])
+def test_boxes_stay_in_params_and_state_through_jit_grad_optax_and_files(box, tmp_path):
+    module = made(Boxed(box))
+    assert listing(module) == [
+        "params.Dense_0.bias",
+        "params.Dense_0.kernel.value",
+        "state.stats.mean.value",
+    ]
+    assert same(module.native(), Boxed(box).init(KEY, X))
+    out, after = jax.jit(lambda module: module.apply(X, mode="train"))(module)
+    own = jax.jit(lambda tree: Boxed(box).apply(tree, X, True, mutable=["stats"]))(module.native())
+    assert same((out, after.native()["stats"]), (own[0], own[1]["stats"]))
+
+    @jax.jit
+    def step(module):
+        grads = br.grad(lambda module: (module(X) ** 2).sum())(module)
+        return br.Optimizer(optax.adam(0.1)).init(module).step(grads, module)[0]
+
+    trained = step(after)
+    assert jax.tree.structure(trained) == jax.tree.structure(module)
+    br.save(tmp_path / "boxed.safetensors", trained)
+    assert same(br.load(tmp_path / "boxed.safetensors", module), trained)
+    specs = nn.get_partition_spec(trained.native())
+    assert specs["params"]["Dense_0"]["kernel"] == jax.sharding.PartitionSpec("in", "out")
+    assert specs["stats"]["mean"] == jax.sharding.PartitionSpec("out")
+
+
+# Given variables
 
 
 def test_given_variables_are_kept_and_given_back():
@@ -149,83 +208,117 @@ def test_given_variables_are_kept_and_given_back():
     assert all(a is b for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(module), strict=True))
 
 
-class Flagged(nn.Module):
-    deterministic: bool | None = None
-
-    @nn.compact
-    def __call__(self, x, deterministic: bool | None = None):
-        return nn.Dropout(0.5)(x, deterministic=nn.merge_param("d", self.deterministic, deterministic))
-
-
-def test_the_train_flag_follows_the_mode_unless_it_was_given_or_built_in():
-    module = made(Flagged())
-    assert (module.apply(X)[0] == X).all()
-    assert (module.apply(X, rng=KEY, mode="train")[0] == 0).any()
-    assert (module.apply(X, deterministic=True, mode="train")[0] == X).all()
-    assert (module.apply(X, True, mode="train")[0] == X).all()
-    assert (made(Flagged(deterministic=True)).apply(X, mode="train")[0] == X).all()
+@pytest.mark.parametrize("frozen", [freeze, lambda tree: {"params": freeze(tree["params"])}])
+def test_frozen_dicts_are_dicts(frozen):
+    variables = nn.Dense(5).init(KEY, X)
+    module = br.from_linen(nn.Dense(5), frozen(variables))
+    assert jax.tree.structure(module) == jax.tree.structure(br.from_linen(nn.Dense(5), variables))
+    assert same(module(X), nn.Dense(5).apply(variables, X))
 
 
-def test_partitioned_boxes_stay_in_the_tree():
-    boxed = nn.with_partitioning(nn.initializers.lecun_normal(), ("in", "out"))
-    module = made(nn.Dense(5, kernel_init=boxed))
-    assert listing(module) == ["params.bias", "params.kernel.value"]
-    assert module.native()["params"]["kernel"].names == ("in", "out")
-    assert module(X).shape == (2, 5)
+def test_a_bound_module_brings_its_own_variables():
+    variables = nn.Dense(5).init(KEY, X)
+    module = br.from_linen(nn.Dense(5).bind(variables))
+    assert module.native()["params"]["kernel"] is variables["params"]["kernel"]
+    assert jax.tree.structure(module) == jax.tree.structure(br.from_linen(nn.Dense(5), variables))
+    whole = Shared(Holder(nn.Dense(7)), Holder(nn.Dense(3)))
+    bound = whole.bind(whole.init(KEY, X))
+    part = br.from_linen(bound.first)
+    assert listing(part) == ["params.part.bias", "params.part.kernel"]
+    assert same(part(X), bound.first(X))
 
 
-def test_two_methods_are_made_by_one_init_and_called_by_name():
-    class Coder(nn.Module):
-        def setup(self):
-            self.encoder, self.decoder = nn.Dense(5), nn.Dense(3)
-
-        def encode(self, x):
-            return self.encoder(x)
-
-        def decode(self, z):
-            return self.decoder(z)
-
-    module = br.from_linen(Coder())
-    module = module.init(KEY, X, method=lambda m, x: m.decode(m.encode(x)))
-    own = Coder().init(KEY, X, method=lambda m, x: m.decode(m.encode(x)))
-    assert jax.tree.structure(module.native()) == jax.tree.structure(own)
-    assert module.encode(X).shape == (2, 5)
-    assert (
-        module.apply(X, method="encode")[0] == Coder().apply(module.native(), X, method="encode")
-    ).all()
+MISFIT = (
+    "the variables of the root module do not fit the model and its input:\n"
+    "  {}\n"
+    "Give from_linen what the model's own init makes, or none and call module.init(key, *sample); what"
+    " only another method needs is made by module.init(key, *sample, method=...)"
+)
+ONES = {"kernel": jnp.ones((3, 5)), "bias": jnp.ones(5)}
 
 
-def test_a_decoding_cache_is_state_in_eval_too():
-    attention = nn.MultiHeadDotProductAttention(2, qkv_features=6, decode=True, deterministic=True)
-    steps = jax.random.normal(KEY, (7, 1, 1, 6))
-    module = made(attention, jnp.zeros((1, 7, 6)))
-    own = attention.init(KEY, jnp.zeros((1, 7, 6)))
-    for x in steps[:3]:
-        expected, updates = attention.apply(own, x, mutable=["cache"])
-        out, module = module.apply(x)
-        own = {**own, **updates}
-        np.testing.assert_array_equal(out, expected)
-    assert int(module.at["state.cache.cache_index"].get()) == 3
+def test_variables_that_do_not_fit_are_told_together_at_the_call_and_by_init():
+    params = {"kernel": jnp.ones((7, 5)), "bias": jnp.ones(2, jnp.int8)}
+    module = br.from_linen(nn.Dense(5), {"params": params})
+    told = MISFIT.format(
+        "params.bias: is int8[2]; the model makes float32[5]\n"
+        "  params.kernel: is float32[7, 5]; the model makes float32[3, 5]"
+    )
+    assert message(ModelError, lambda: module(X)) == told
+    assert message(ModelError, lambda: module.init(KEY, X)) == told
 
 
-def test_models_built_alike_share_one_treedef_and_a_dict_among_the_fields_is_allowed():
-    class Widths(nn.Module):
-        widths: dict
+def test_integers_for_a_float_parameter_are_refused_though_linen_takes_them():
+    module = br.from_linen(nn.Dense(5), {"params": {**ONES, "kernel": jnp.ones((3, 5), jnp.int8)}})
+    told = MISFIT.format("params.kernel: is int8[3, 5]; the model makes float32[3, 5]")
+    assert message(ModelError, lambda: module(X)) == told
+    assert message(ModelError, lambda: module.init(KEY, X)) == told
 
+
+def test_a_parameter_that_the_model_makes_of_integers_may_be_one():
+    class Table(nn.Module):
+        @nn.compact
         def __call__(self, x):
-            return x
+            return x + self.param("shift", lambda _: jnp.arange(3))
 
-    assert jax.tree.structure(made(nn.Dense(5))) == jax.tree.structure(made(nn.Dense(5)))
-    widths = Widths({"a": 3})
-    assert jax.tree.structure(made(widths)) == jax.tree.structure(made(widths))
+    module = made(Table())
+    assert same(module(X), Table().apply(module.native(), X))
 
 
-def test_a_pickled_model_is_hashed_anew():
-    stale = Opaque(Flagged())
-    stale.hashed = 7
-    assert hash(pickle.loads(pickle.dumps(stale))) == hash(Opaque(Flagged()))
-    module = made(Flagged())
-    assert jax.tree.structure(pickle.loads(pickle.dumps(module))) == jax.tree.structure(module)
+def test_another_precision_is_the_users_choice():
+    half = {"params": {**ONES, "kernel": jnp.ones((3, 5), jnp.bfloat16)}}
+    module = br.from_linen(nn.Dense(5), half)
+    assert module.init(KEY, X).native()["params"]["kernel"] is half["params"]["kernel"]
+    assert same(module(X), nn.Dense(5).apply(half, X))
+
+
+def test_a_missing_collection_is_told_at_the_call_and_made_by_init():
+    params = {"params": {"scale": 2 * jnp.ones(3), "bias": jnp.ones(3)}}
+    module = br.from_linen(nn.BatchNorm(), params)
+    assert message(ModelError, lambda: module(X)) == MISFIT.format(
+        "state.batch_stats.mean: missing; the model makes float32[3]\n"
+        "  state.batch_stats.var: missing; the model makes float32[3]"
+    )
+    whole = module.init(KEY, X)
+    assert whole.native()["params"]["scale"] is params["params"]["scale"]
+    assert same(whole(X), nn.BatchNorm(use_running_average=True).apply(whole.native(), X))
+
+
+def test_statistics_of_another_shape_are_refused_by_init():
+    stats = {"mean": jnp.zeros(1), "var": jnp.ones(3)}
+    params = {"scale": jnp.ones(3), "bias": jnp.ones(3)}
+    module = br.from_linen(nn.BatchNorm(), {"params": params, "batch_stats": stats})
+    assert message(ModelError, lambda: module.init(KEY, X)) == MISFIT.format(
+        "state.batch_stats.mean: is float32[1]; the model makes float32[3]"
+    )
+
+
+VARIABLES = {
+    "no collections": (
+        {"params": jnp.ones(3)},
+        'variables are collections by name, {"params": ..., "batch_stats": ...}, as module.init makes'
+        " them; from_linen was given PyTreeDef({'params': *})",
+    ),
+    "params below params": (
+        {"params": {"params": ONES}},
+        'variables have "params" below "params", which Linen refuses; from_linen takes {"params": ...}'
+        " once",
+    ),
+    "perturbations": (
+        {"params": ONES, "perturbations": {"p": jnp.ones(3)}},
+        "variables have 'perturbations' that are not known to be zero, and would be lost; leave that"
+        " collection out, and read what passes there by module.capture(..., paths=[...])",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", VARIABLES)
+def test_variables_of_another_form_are_refused(case):
+    variables, text = VARIABLES[case]
+    assert message(ModelError, lambda: br.from_linen(nn.Dense(5), variables)) == text
+
+
+# The module itself
 
 
 class Constant(nn.Module):
@@ -235,61 +328,89 @@ class Constant(nn.Module):
         return x + self.table
 
 
+BOUND = nn.Dense(5).bind({"params": ONES})
 REFUSED = {
     "a class": (
-        lambda: nn.Dense,
+        (nn.Dense,),
         "from_linen was given the class Dense; make it first: from_linen(Dense(...))",
     ),
     "an NNX module": (
-        lambda: nnx.Linear(3, 5, rngs=nnx.Rngs(0)),
+        (nnx.Linear(3, 5, rngs=nnx.Rngs(0)),),
         "from_linen takes a flax.linen.Module; it was given a Linear; wrap it with bridge.wrap(model)",
     ),
     "a bridge module": (
-        lambda: br.from_linen(nn.Dense(5)),
+        (br.from_linen(nn.Dense(5)),),
         "from_linen was given a LinenModule, which is a bridge.Module already",
     ),
-    "a number": (lambda: 3, "from_linen takes a flax.linen.Module; it was given a int"),
-    "a bound module": (
-        lambda: nn.Dense(5).bind({"params": {}}),
-        "from_linen was given a Dense that is bound to variables; part them:"
-        " module, variables = module.unbind(), and then from_linen(module, variables)",
+    "a number": ((3,), "from_linen takes a flax.linen.Module; it was given a int"),
+    "a bound module and variables": (
+        (BOUND, {"params": ONES}),
+        "from_linen was given a Dense that is bound to variables, and variables besides; give one of"
+        " them: from_linen(bound), or from_linen(bound.unbind()[0], variables)",
     ),
-    "an array among the attributes": (
-        lambda: nn.Sequential([Constant(jnp.ones(3))]),
-        "Sequential.layers.table: an array among the attributes of a Linen module would be compiled"
-        " in and never trained; hand it to the call, or make it a variable",
+    "an array and a bound module among the attributes": (
+        (nn.Sequential([Constant(jnp.ones(3)), BOUND]),),
+        "Sequential cannot be wrapped:\n"
+        "  Sequential.layers.table: an array among the attributes would be compiled in and never"
+        " trained; hand it to the call, or make it a variable\n"
+        "  Sequential.layers: a module bound to variables, which Linen would make anew; give it"
+        " unbound, and its variables under the name of the attribute",
     ),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_no_unbound_linen_module_is_refused_with_the_fix(case):
-    make, text = REFUSED[case]
-    assert message(ModelError, lambda: br.from_linen(make())) == text
+def test_what_cannot_be_wrapped_is_refused_with_the_fix(case):
+    given, text = REFUSED[case]
+    assert message(ModelError, lambda: br.from_linen(*given)) == text
 
 
-def test_variables_that_are_no_collections_are_refused():
-    call = lambda: br.from_linen(nn.Dense(5), {"params": jnp.ones(3)})  # noqa: E731
-    assert message(ModelError, call) == (
-        'variables are collections by name, {"params": ..., "batch_stats": ...}, as module.init makes'
-        " them; from_linen was given PyTreeDef({'params': *})"
+def treedef(model: Any) -> Any:
+    return jax.tree.structure(br.from_linen(model))
+
+
+@pytest.mark.parametrize("table", [1, 1.0, {"a": 3}, [3, 5], nn.relu, None])
+def test_models_built_alike_share_one_treedef(table):
+    assert treedef(Constant(table)) == treedef(Constant(table))
+    assert treedef(nn.Sequential([Constant(table)])) == treedef(nn.Sequential([Constant(table)]))
+
+
+def test_what_linen_takes_for_equal_and_runs_otherwise_is_not_mixed_up():
+    constants = [br.from_linen(Constant(table), {}) for table in (1, 1.0, True)]
+    outs = [constant(jnp.zeros(3, bool)) for constant in constants]
+    assert [out.dtype for out in outs] == [jnp.int32, jnp.float32, bool]
+    part = nn.Dense(3)
+    assert treedef(nn.Sequential([part, part])) != treedef(nn.Sequential([nn.Dense(3), nn.Dense(3)]))
+    assert treedef(Constant(0.0)) != treedef(Constant(-0.0))
+    assert treedef(nn.Dense(3, name="a")) != treedef(nn.Dense(3, name="b"))
+
+
+def test_arguments_and_outputs_are_what_the_method_takes_and_gives():
+    class Free(nn.Module):
+        @nn.compact
+        def __call__(self, batch, *, power, name: str):
+            out = nn.Dense(5)(batch["x"]) ** power
+            return {name: out, "pair": (out, None), "text": name}
+
+    module = br.from_linen(Free()).init(KEY, {"x": X}, power=2, name="y")
+    out = module({"x": X}, power=3, name="z")
+    own = Free().apply(module.native(), {"x": X}, power=3, name="z")
+    assert out.pop("text") == own.pop("text") == "z"
+    assert same(out, own)
+
+
+def test_a_module_with_default_functions_is_pickled_into_another_process(tmp_path):
+    layer = nn.Dense(3)
+    module = made(nn.Sequential((layer, nn.relu, layer, nn.gelu)))
+    (tmp_path / "module.pickle").write_bytes(pickle.dumps(module))
+    program = (
+        "import pickle, sys, pathlib, numpy; folder = pathlib.Path(sys.argv[1]);"
+        "module = pickle.loads((folder / 'module.pickle').read_bytes());"
+        "numpy.save(folder / 'out.npy', module(numpy.load(folder / 'x.npy')))"
     )
-
-
-def test_lifted_layers_of_linen_draw_as_in_linen():
-    class Block(nn.Module):
-        @nn.compact
-        def __call__(self, x, _):
-            return nn.Dropout(0.5, deterministic=False)(nn.Dense(3)(x)), None
-
-    class Stack(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            rngs = {"params": False, "dropout": True}
-            layers = nn.scan(Block, variable_axes={"params": 0}, split_rngs=rngs, length=5)
-            return layers()(x, None)[0]
-
-    module = br.from_linen(Stack()).init(KEY, X)
-    out, _ = jax.jit(lambda module: module.apply(X, rng=KEY))(module)
-    own = jax.jit(lambda variables: Stack().apply(variables, X, rngs={"dropout": KEY}))
-    np.testing.assert_array_equal(out, own(module.native()))
+    np.save(tmp_path / "x.npy", X)
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), module(X))
+    twin = pickle.loads(pickle.dumps(module))
+    assert jax.tree.structure(twin) == jax.tree.structure(module)
+    assert listing(br.from_linen(twin.model.value).init(KEY, X)) == listing(module)

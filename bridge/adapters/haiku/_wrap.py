@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
+import types
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import haiku as hk
 import jax
 
 import bridge.core.paths as paths
-from bridge.adapters.haiku._layers import observed
+from bridge.adapters.haiku._layers import observed, raw_transforms_refused, watched
 from bridge.core.errors import ModelError, UninitialisedError, listed
+from bridge.core.flags import TRAIN_FLAGS, train_flags
 from bridge.core.frames import Frame
 from bridge.core.kinds import State
-from bridge.core.leaves import LAZY, Lazy, Leaves, leaves_of
+from bridge.core.leaves import LAZY, Lazy, Leaves, as_array, leaves_of, segments
 from bridge.core.module import plain
 from bridge.core.node import Node
-from bridge.core.wrapped import Opaque, Wrapped, key_or_none, library_of, train_flags
+from bridge.core.wrapped import Opaque, Wrapped, key_or_none, library_of
 
+STATEFUL = (hk.TransformedWithState, hk.MultiTransformedWithState)
 # What Haiku's own errors begin with or hold, from haiku/_src/base.py: their classes are not public.
 _NO_KEY = "You must pass a non-None PRNGKey"
 _NO_PARAMETER = "Unable to retrieve parameter"
@@ -44,69 +47,153 @@ class Construction:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Construction) and self.token == other.token
 
-    def method(self, name: str) -> Callable[..., Any]:
-        """The function that makes the module and runs a method of it, for a transform."""
+    def __repr__(self) -> str:
+        given = [repr(value) for value in self.args]
+        given += [f"{name}={value!r}" for name, value in self.kwargs.items()]
+        return f"{self.cls.__name__}({', '.join(given)})"
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            return getattr(self.cls(*self.args, **self.kwargs), name)(*args, **kwargs)
+    def signature(self, name: str) -> Callable[..., Any]:
+        """A function with the signature of a method's calls."""
+        return functools.partial(getattr(self.cls, name), None)
+
+    def method(self, where: str, name: str, training: bool) -> Callable[..., Any]:
+        """The function that makes the module and runs a method of it, for a transform.
+
+        A train flag that the constructor takes, and the method does not, is that of the mode.
+        """
+        args, kwargs = self.args, self.kwargs
+        if not train_flags(self.signature(name), {}, training):
+            args, kwargs = _flagged(where, self.cls, args, kwargs, training, always=True)
+
+        def forward(*inputs: Any, **named: Any) -> Any:
+            return getattr(self.cls(*args, **kwargs), name)(*inputs, **named)
 
         return forward
 
 
-class Program:
-    """A method of a target as two pure functions, in the form of `hk.transform_with_state`.
+class Several:
+    """The functions of an `hk.multi_transform`, by the names that they have as methods."""
 
-    `signature` is a function with the signature that the arguments of a call have to fit.
+    def __init__(self, target: hk.MultiTransformed | hk.MultiTransformedWithState) -> None:
+        keyed, _ = jax.tree_util.tree_flatten_with_path(target.apply)
+        names = [_method_name(segments(keys)) for keys, _ in keyed]
+        taken = [name for name in names if _is_taken(name) or names.count(name) > 1]
+        if taken:
+            raise ModelError(
+                f"the functions of a multi_transform become methods, and {', '.join(map(repr, taken))}"
+                f" cannot be the name of one; give them others, as keys of a dict:"
+                f' {{"encode": encode, "decode": decode}}'
+            )
+        self.functions = dict(zip(names, (function for _, function in keyed), strict=True))
+        if len(names) == 1:
+            self.functions["__call__"] = keyed[0][1]
+        self.target, self.token = target, (target.init, *self.functions.items())
+        self.cls = type(type(target).__name__, (), self.functions)
+
+    def __hash__(self) -> int:
+        return hash(self.token)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Several) and self.token == other.token
+
+    def __repr__(self) -> str:
+        return f"{self.cls.__name__}({', '.join(self.functions)})"
+
+
+def _method_name(path: tuple[str, ...]) -> str:
+    """The name of a function at a place of the tree: its keys, or `apply_` and its numbers."""
+    name = "_".join(path) or "__call__"
+    return f"apply_{name}" if name[0].isdigit() else name
+
+
+def _is_taken(name: str) -> bool:
+    own = name.startswith("_") or hasattr(HaikuModule, name) or name in HaikuModule._fields
+    return own and name != "__call__"
+
+
+@dataclass(frozen=True)
+class Program:
+    """A method of a target as Haiku's own pure functions, in one of the two modes.
+
+    `signature` is a function with the signature that the arguments of a call have to fit, `where` what
+    errors call the module.
     """
 
-    def __init__(self, target: Any, method: str) -> None:
+    init_function: Callable[..., Any]
+    apply_function: Callable[..., Any]
+    signature: Callable[..., Any]
+    stateful: bool
+    training: bool
+    where: str
+
+    @classmethod
+    def of(cls, frame: Frame, target: Any, method: str, training: bool) -> Program:
+        """The program of a method of a target, for the module of a frame."""
+        mode = {"training": training, "where": paths.name(frame.path)}
+        if isinstance(target, Several):
+            init, stateful = target.target.init, isinstance(target.target, STATEFUL)
+            apply = target.functions.get(method, _uncallable)
+            return cls(init, apply, functools.partial(init, None), stateful, **mode)
         if isinstance(target, Construction):
-            self.signature = functools.partial(getattr(target.cls, method), None)
-            target = hk.transform_with_state(target.method(method))
-        elif method != "__call__":
+            made = hk.transform_with_state(target.method(mode["where"], method, training))
+            return cls(*made, target.signature(method), stateful=True, **mode)
+        if method != "__call__":
             raise ModelError(
                 f"a Haiku function has no method {method!r}; wrap a class of Haiku modules to call"
                 f" its methods by name"
             )
-        elif isinstance(target, (hk.Transformed, hk.TransformedWithState)):
-            self.signature = functools.partial(target.init, None)
-        else:
-            self.signature = target
-            target = hk.transform_with_state(target)
-        self.target = target
-        # hk.without_apply_rng takes the key out of the signature.
-        self.takes_key = "rng" in inspect.signature(target.apply).parameters
+        if isinstance(target, (hk.Transformed, hk.TransformedWithState)):
+            signature = functools.partial(target.init, None)
+            return cls(*target, signature, isinstance(target, STATEFUL), **mode)
+        return cls(*hk.transform_with_state(target), target, stateful=True, **mode)
 
     def init(self, key: Any, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-        """The first params and state, in train mode whatever the arguments say.
-
-        Nothing else works for hk.BatchNorm, which makes its averages only while it trains.
-        """
-        given = self._bound(args, kwargs)
-        if given is not None:
-            given.arguments.update(train_flags(self.signature, {}, training=True))
-            args, kwargs = given.args, given.kwargs
-        made: Any = self.target.init(key, *args, **kwargs)
-        return made if isinstance(self.target, hk.TransformedWithState) else (made, {})
+        """The first params and state, in the program's mode whatever the arguments say."""
+        args, kwargs = _flagged(self.where, self.signature, args, kwargs, self.training, always=True)
+        made = self.init_function(key, *args, **kwargs)
+        return made if self.stateful else (made, {})
 
     def apply(
-        self, params: Any, state: Any, key: Any, args: Any, kwargs: Mapping[str, Any], training: bool
+        self, params: Any, state: Any, key: Any, args: Any, kwargs: Mapping[str, Any]
     ) -> tuple[Any, Any]:
         """The output and the state after it, with the train flag of the mode unless it is given."""
-        given = self._bound(args, kwargs)
-        named = kwargs if given is None else given.arguments
-        kwargs = {**kwargs, **train_flags(self.signature, named, training)}
+        args, kwargs = _flagged(self.where, self.signature, args, kwargs, self.training)
         args = (key, *args) if self.takes_key else args
-        if isinstance(self.target, hk.TransformedWithState):
-            return self.target.apply(params, state, *args, **kwargs)
-        return self.target.apply(params, *args, **kwargs), state
+        if self.stateful:
+            return self.apply_function(params, state, *args, **kwargs)
+        return self.apply_function(params, *args, **kwargs), state
 
-    def _bound(self, args: Any, kwargs: Mapping[str, Any]) -> inspect.BoundArguments | None:
-        """The arguments by name; None where they do not fit, of which the call itself will speak."""
-        try:
-            return inspect.signature(self.signature).bind_partial(*args, **kwargs)
-        except TypeError:
-            return None
+    @property
+    def takes_key(self) -> bool:
+        """Whether Haiku's function takes a key: hk.without_apply_rng takes it out of the signature."""
+        return "rng" in inspect.signature(self.apply_function).parameters
+
+
+def _uncallable(*_: Any, **__: Any) -> Any:
+    raise ModelError("the functions of a multi_transform are called by name, and none is __call__")
+
+
+def _flagged(
+    where: str,
+    function: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+    training: bool,
+    always: bool = False,
+) -> tuple[Any, Any]:
+    """Arguments with the train flag of a mode: where they do not give it, or `always`."""
+    try:
+        given = inspect.signature(function).bind_partial(*args, **kwargs)
+    except TypeError as error:
+        twice = [name for name in TRAIN_FLAGS if f"multiple values for argument '{name}'" in str(error)]
+        if not twice:  # the call itself will speak of it
+            return args, {**kwargs, **train_flags(function, kwargs, training)}
+        raise ModelError(
+            f"{where}: {twice[0]!r} is given twice, by position and by name; give it once, or leave it"
+            f" to the mode: apply(..., mode='train')"
+        ) from None
+    given.arguments.update(train_flags(function, {} if always else given.arguments, training))
+    return given.args, given.kwargs
 
 
 class HaikuModule(Wrapped):
@@ -127,9 +214,10 @@ class HaikuModule(Wrapped):
             f"{paths.name(frame.path)} is not initialised; type"
             f" module = module.init(key, *sample) first"
         )
-        key, _ = key_or_none(frame)
+        program = Program.of(frame, self.model.value, method, frame.mode == "train")
         try:
-            out, state = self._program(method).apply({}, {}, key, args, kwargs, frame.mode == "train")
+            with raw_transforms_refused(frame):
+                out, state = program.apply({}, {}, key_or_none(frame)[0], args, kwargs)
         except ValueError as error:
             if str(error).startswith((_NO_PARAMETER, _NO_KEY)):
                 raise missing from None
@@ -141,67 +229,92 @@ class HaikuModule(Wrapped):
     @plain
     def make(self, frame: Frame, method: str, args: Any, kwargs: Any) -> tuple[Any, Any, Any, Any]:
         """Haiku's own first params and state; the root's key is the one that `init` was given."""
+        target, there = self.model.value, frame.filled.get("params", self.params)
+        # The init of several functions runs a template, with arguments and an output of its own.
+        several = isinstance(target, Several)
+        out = () if several and method == "__call__" and not frame.path else None
+        if several and "params" in frame.filled:
+            return out, {}, {}, ()  # that one init has made everything
         keys = frame.init_key()
         key = keys.get("params", keys.get("default"))
-        if "params" in frame.filled and frame.filled["params"].values:
+        if isinstance(there, Leaves) and there.values:
             # Haiku counts its draws: with the same key another method's params would repeat these.
-            key = jax.random.fold_in(key, frame.calls)
-        program = self._program(method)
-        (params, state), layers = observed(lambda: program.init(key, args, kwargs))
+            key = jax.random.fold_in(key, len(there.values))
+        # Nothing but train mode works for hk.BatchNorm, which makes its averages only there.
+        program = Program.of(frame, target, method, training=True)
+        with raw_transforms_refused(frame):
+            (params, state), layers = observed(lambda: program.init(key, args, kwargs))
         if isinstance(self.params, Leaves) and "params" not in frame.filled:
-            self._check_fit(frame, params)
-        return None, params, state, layers
+            problems = self._problems(params, state)
+            if problems:
+                raise _misfit(frame, problems)
+        return out, params, state, layers
 
     @plain
     def run(self, frame: Frame, method: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """The output of Haiku's own `apply` and the state after it."""
-        program = self._program(method)
-        params, state = self.params.tree(), self.state.tree()  # type: ignore[attr-defined]
+        program = Program.of(frame, self.model.value, method, frame.mode == "train")
+        params, state = self.native()
         key, no_key = key_or_none(frame)
         try:
-            with _watched(frame):
-                out, after = program.apply(params, state, key, args, kwargs, frame.mode == "train")
+            with raw_transforms_refused(frame), watched(frame, params):
+                out, after = program.apply(params, state, key, args, kwargs)
         except ValueError as error:
-            if no_key is not None and str(error).startswith(_NO_KEY):
-                raise no_key from None
-            if str(error).startswith(_NO_PARAMETER) or _OTHER_SHAPE in str(error):
-                wanted = jax.eval_shape(lambda k: program.init(k, args, kwargs), jax.random.key(0))
-                self._check_fit(frame, wanted[0])
-            if str(error).startswith(_NO_STATE):
-                raise _stateless(frame, str(error).partition(",")[0]) from None
-            raise
+            if str(error).startswith(_NO_KEY):
+                raise no_key or _key_kept(program) or error from None
+            if not str(error).startswith((_NO_PARAMETER, _NO_STATE)) and _OTHER_SHAPE not in str(error):
+                raise
+            raise self._misfit_of(frame, method, args, kwargs, str(error)) from None
+        if isinstance(out, hk.Module):
+            raise ModelError(
+                f"{program.where} returned a module and not an output: {out!r}; call it in the"
+                f" function, or wrap its class: from_haiku({type(out).__name__})(...)"
+            )
+        # Haiku makes a state that it was not given, and says nothing.
         made = [
-            f"{module}.{name}"
+            paths.join(("state", module, name))
             for module, values in after.items()
             for name in values
             if name not in state.get(module, {})
         ]
         if made:
-            raise _stateless(frame, f"it made {', '.join(made)}")
-        return out, after
+            raise self._misfit_of(frame, method, args, kwargs, f"the call made {', '.join(made)}")
+        # What was asked for state in vain is there as a module without any.
+        after = {module: values for module, values in after.items() if values or module in state}
+        return out, jax.tree.map(lambda leaf: as_array(leaf, "the state of a Haiku model"), after)
 
-    def _check_fit(self, frame: Frame, made: Any) -> None:
-        """Raises ModelError with everything in which the params differ from those that Haiku makes."""
-        params = self.params.tree()  # type: ignore[attr-defined]
+    def _misfit_of(self, frame: Frame, method: str, args: Any, kwargs: Any, words: str) -> ModelError:
+        """The error for all in which the arrays differ from those of an init, or else with `words`."""
+        if isinstance(self.model.value, Several):  # its init has arguments of its own
+            return _misfit(frame, [words])
+        program = Program.of(frame, self.model.value, method, training=True)
+        wanted = jax.eval_shape(lambda key: program.init(key, args, kwargs), jax.random.key(0))
+        return _misfit(frame, self._problems(*wanted) or [words])
+
+    def _problems(self, params: Any, state: Any) -> list[str]:
+        """In what the arrays differ from those that an init makes, a line for each."""
+        made = {"params": params, "state": state}
+        held = dict(zip(made, self.native(), strict=True))
         if isinstance(self.model.value, Construction):
-            # Other methods of a class have params of other modules, which are not left over.
-            params = {module: values for module, values in params.items() if module in made}
-        problems = _differences(params, made)
-        if problems:
-            raise ModelError(
-                f"the params of {paths.name(frame.path)} do not fit the model:\n{listed(problems)}\n"
-                f"Give from_haiku what the model's own init makes, or none and call"
-                f" module.init(key, *sample)"
-            )
-
-    def _program(self, method: str) -> Program:
-        return Program(self.model.value, method)
+            # Other methods of a class have arrays of other modules, which are not left over.
+            held = {
+                kind: {module: arrays for module, arrays in tree.items() if module in made[kind]}
+                for kind, tree in held.items()
+            }
+        old, new = _shown(held), _shown(made)
+        problems = [f"{path}: missing; the model makes {new[path]}" for path in new if path not in old]
+        problems += [f"{path}: left over" for path in old if path not in new]
+        return problems + [
+            f"{path}: is {old[path]}; the model makes {new[path]}"
+            for path in new
+            if path in old and old[path] != new[path]
+        ]
 
     @plain
     def model_class(self) -> type:
-        """The class of Haiku modules that was wrapped, or the type of the function."""
+        """The class whose methods can be called: what was wrapped, or one made of several functions."""
         target = self.model.value
-        return target.cls if isinstance(target, Construction) else type(target)
+        return target.cls if isinstance(target, (Construction, Several)) else types.FunctionType
 
     @plain
     def native(self) -> tuple[Any, Any]:
@@ -215,11 +328,9 @@ class HaikuModule(Wrapped):
     def extra_repr(self) -> str:
         """The class or function that was wrapped, with the arguments of the constructor."""
         target = self.model.value
-        if not isinstance(target, Construction):
-            return getattr(target, "__name__", type(target).__name__)
-        given = [repr(value) for value in target.args]
-        given += [f"{name}={value!r}" for name, value in target.kwargs.items()]
-        return f"{target.cls.__name__}({', '.join(given)})"
+        if isinstance(target, (Construction, Several)):
+            return repr(target)
+        return getattr(target, "__name__", type(target).__name__)
 
 
 def constructor(cls: type[hk.Module], params: Any, state: Any) -> Callable[..., HaikuModule]:
@@ -234,15 +345,16 @@ def constructor(cls: type[hk.Module], params: Any, state: Any) -> Callable[..., 
 
 def wrap(target: Any, params: Any, state: Any) -> HaikuModule:
     """A function or a transform as a Module; raises ModelError for anything else."""
-    library = library_of(target)
-    name = type(target).__name__
-    if isinstance(target, (hk.Transformed, hk.TransformedWithState)):
-        return _module(target, params, state)
     if isinstance(target, (hk.MultiTransformed, hk.MultiTransformedWithState)):
-        raise ModelError(
-            f"from_haiku takes one function, and {name} has several; wrap a class of Haiku modules,"
-            f" whose methods are called by name: from_haiku(Net)(...)"
-        )
+        target = Several(target)
+    elif not isinstance(target, (hk.Transformed, hk.TransformedWithState)):
+        _refuse(target)
+    return _module(target, params, state)
+
+
+def _refuse(target: Any) -> None:
+    """Raises ModelError for what is no function of Haiku modules."""
+    library, name = library_of(target), type(target).__name__
     if isinstance(target, hk.Module):
         raise ModelError(
             f"from_haiku was given a {name} that is made already, and Haiku makes modules inside a"
@@ -262,7 +374,6 @@ def wrap(target: Any, params: Any, state: Any) -> HaikuModule:
             f"from_haiku takes a class of Haiku modules, a function that uses them, or what"
             f" hk.transform made of one; it was given {target!r}"
         )
-    return _module(target, params, state)
 
 
 def _module(target: Any, params: Any, state: Any) -> HaikuModule:
@@ -287,38 +398,25 @@ def _by_module(tree: Any, what: str) -> dict[str, dict[str, Any]]:
     return {module: dict(values) for module, values in tree.items()}
 
 
-def _differences(params: Any, made: Any) -> list[str]:
-    old = {paths.join(path): _shown(leaf) for path, leaf in leaves_of(params)}
-    new = {paths.join(path): _shown(leaf) for path, leaf in leaves_of(made)}
-    problems = [f"{path}: missing; the model makes {new[path]}" for path in new if path not in old]
-    problems += [f"{path}: left over" for path in old if path not in new]
-    return problems + [
-        f"{path}: is {old[path]}; the model makes {new[path]}"
-        for path in new
-        if path in old and old[path] != new[path]
-    ]
+def _shown(tree: Any) -> dict[str, str]:
+    """Dtype and shape of each array, by its path."""
+    return {paths.join(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves_of(tree)}
 
 
-def _stateless(frame: Frame, what: str) -> ModelError:
+def _misfit(frame: Frame, problems: list[str]) -> ModelError:
     return ModelError(
-        f"{paths.name(frame.path)} keeps state that it was not given: {what}. Give it as well:"
-        f" from_haiku(target, params, state)"
+        f"the arrays of {paths.name(frame.path)} do not fit the model:\n{listed(problems)}\n"
+        f"Give from_haiku the params and the state that the model's own init makes, or none and call"
+        f" module.init(key, *sample); what only another method uses is made by"
+        f" module.init(key, *sample, method=...)"
     )
 
 
-def _shown(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}"
-
-
-def _watched(frame: Frame) -> contextlib.AbstractContextManager[Any]:
-    """Records the output of each Haiku module by its name, where `capture` asks for outputs."""
-    if frame.run.wanted is None:
-        return contextlib.nullcontext()
-
-    def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        out = call(*args, **kwargs)
-        if context.method_name == "__call__":
-            frame.record((context.module.module_name,), out)
-        return out
-
-    return hk.intercept_methods(record)
+def _key_kept(program: Program) -> ModelError | None:
+    """The error for a draw that hk.without_apply_rng keeps the key from; None where it has one."""
+    if program.takes_key:
+        return None
+    return ModelError(
+        f"{program.where} draws random numbers, and hk.without_apply_rng keeps the key from it; give"
+        f" from_haiku what hk.transform made"
+    )

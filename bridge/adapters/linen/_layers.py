@@ -1,33 +1,333 @@
-"""Which layers a Linen model has: those that a call runs through."""
+"""What a call of a Linen model runs through: layers, and parts that draw, write and give out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import flax.core
 import flax.linen as nn
+import jax
 
+import bridge.core.paths as paths
 from bridge.adapters.linen._dialect import ROWS, general_linear
+from bridge.core.errors import MissingRngError, ModelError, TraceError
+from bridge.core.frames import Frame, current_trace
 from bridge.core.layers import Layer, Row, row_of
 from bridge.core.paths import Path
+from bridge.core.rng import DEFAULT
 
 T = TypeVar("T")
 
+SOWN = "intermediates"
+# flax/linen/module.py: what merge_param says, with the name of the parameter.
+_FLAG = re.compile(r'Parameter "(\w+)" (was passed to the constructor and|must be passed to the con)')
 
-def observed(run: Callable[[], T]) -> tuple[T, tuple[Layer, ...]]:
-    """What `run` returns, and the layers that it ran through, each once, in order."""
-    found: dict[Path, Layer] = {}
 
-    def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        row = _row(context.module)
+class Watched(flax.core.Scope):
+    """The place of a part of the model, which asks the watch of the call before it draws or writes.
+
+    `trace` is the JAX trace that it belongs to. `lifted` says whether a lifted transform of Linen made
+    it, `tainted` whether that transform was started under another trace than its own.
+    """
+
+    watch: Watch
+    trace: Any
+    lifted: bool
+    tainted: bool
+
+    @property
+    def foreign(self) -> bool:
+        """Whether a JAX transform runs that Linen knows nothing of."""
+        return self.tainted or self.trace != flax.core.current_trace()
+
+    def push(self, *args: Any, **kwargs: Any) -> Any:
+        """The place of a child."""
+        return self.watch.follow(super().push(*args, **kwargs), self)
+
+    def rewound(self, *args: Any, **kwargs: Any) -> Any:
+        """The same place anew."""
+        return self.watch.follow(super().rewound(*args, **kwargs), self)
+
+    def make_rng(self, name: str = "params") -> Any:
+        """A key of the stream that serves this one."""
+        return super().make_rng(self.watch.stream(self, name))
+
+    def put_variable(self, col: str, name: str, value: Any) -> None:
+        """Writes a variable where the watch allows it."""
+        self.watch.write(self, col, name, value)
+        super().put_variable(col, name, value)
+
+    def _validate_trace_level(self) -> None:
+        # Linen asks here before it starts a lifted transform; it has no public place for that.
+        self.watch.mark(self)
+
+
+class Watch:
+    """Follows a call of a Linen model from part to part: an interceptor of the methods of its modules.
+
+    Another model that runs inside on variables of its own is left alone. What lifted transforms make
+    anew is known by the counters of its draws, which they hand on.
+    """
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+        self._counters: dict[int, Any] = {}
+        self._foreign: set[int] = set()
+
+    def follow(self, scope: Any, like: Watched | None = None) -> Any:
+        """A scope as one that asks this watch: a root, or a part of the tree of the scope `like`."""
+        lifted = bool(self._counters) if like is None else like.lifted
+        self._counters[id(scope.rng_counters)] = scope.rng_counters
+        scope.__class__ = Watched
+        scope.watch, scope.lifted = self, lifted
+        scope.trace = scope.trace_level if like is None else like.trace
+        scope.tainted = id(scope.rng_counters) in self._foreign if like is None else like.tainted
+        return scope
+
+    def mark(self, scope: Watched) -> None:
+        """Remembers whether a lifted transform that starts here starts under another trace."""
+        change = self._foreign.add if scope.foreign else self._foreign.discard
+        change(id(scope.rng_counters))
+
+    def _follows(self, scope: Any) -> bool:
+        """Whether a scope belongs to the model; that of a lifted transform shows itself only here."""
+        if scope is None:
+            return False
+        root = scope.root
+        if not isinstance(root, Watched) and id(root.rng_counters) in self._counters:
+            self.follow(root)
+        if getattr(root, "watch", None) is not self:
+            return False
+        if not isinstance(scope, Watched):
+            self.follow(scope, root)
+        return True
+
+    def __call__(self, call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        """Runs a method of a module, as `flax.linen.intercept_methods` asks for it."""
+        module = context.module
+        if not self._follows(module.scope):
+            return call(*args, **kwargs)
+        for name in ("sow", "perturb"):
+            if getattr(type(module), name) is getattr(nn.Module, name):
+                object.__setattr__(module, name, functools.partial(getattr(self, name), module))
+        try:
+            out = call(*args, **kwargs)
+        except ValueError as error:
+            found = _FLAG.match(str(error))
+            if found is None:
+                raise
+            raise self._flag_error(module, *found.groups()) from None
+        self.left(module, context.method_name, out)
+        return out
+
+    def name(self, place: Path) -> str:
+        """A place in the model for a message."""
+        return paths.name((*self.frame.path, *place))
+
+    def trace_error(self, place: Path, what: str) -> TraceError:
+        """The error for what a part does inside a raw JAX transform."""
+        return TraceError(
+            f"{self.name(place)} {what} inside a JAX transform that the model's own code starts: it"
+            f" would be repeated or lost. Use flax.linen.scan, flax.linen.vmap or flax.linen.remat in"
+            f" place of jax.lax.scan, jax.vmap or jax.checkpoint (flax.linen has cond, while_loop, jit"
+            f" and vjp as well)"
+        )
+
+    def _flag_error(self, module: Any, flag: str, how: str) -> ModelError:
+        """The error for a parameter of a part that was given twice, or not at all."""
+        where = f"{self.name(module.path)} ({type(module).__name__})"
+        if how.startswith("was"):
+            return ModelError(
+                f"{where}: {flag!r} is given twice, by the attribute of that name and by the call;"
+                f" leave one of them out"
+            )
+        return ModelError(
+            f"{where}: {flag!r} is given neither by the attribute of that name nor by the call. The"
+            f" mode says it to the model's own call: take it there as an argument, and hand it on"
+        )
+
+    def stream(self, scope: Watched, name: str) -> str:
+        """The stream that serves a draw from this one."""
+        return name
+
+    def write(self, scope: Watched, collection: str, name: str, value: Any) -> None:
+        """Called before a variable is written."""
+
+    def sow(self, module: Any, col: str, name: str, value: Any, *how: Any, **named: Any) -> bool:
+        """What `module.sow` does in this call."""
+        return False
+
+    def perturb(self, module: Any, name: str, value: Any, collection: str = "perturbations") -> Any:
+        """What `module.perturb` does in this call."""
+        return value
+
+    def left(self, module: Any, method: str, out: Any) -> None:
+        """Called after a method of a module, with its output."""
+
+
+class Making(Watch):
+    """The watch of an init: it notes the layers; nothing is sown and nothing perturbed.
+
+    `elsewhere` is the part and the name of a variable that was made inside a raw JAX transform.
+    """
+
+    def __init__(self, frame: Frame) -> None:
+        super().__init__(frame)
+        self._layers: dict[Path, Layer] = {}
+        self.elsewhere: Any = None
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers that the call ran through, each once, in order."""
+        return tuple(self._layers.values())
+
+    def write(self, scope: Watched, collection: str, name: str, value: Any) -> None:
+        """Notes the first variable that a raw JAX transform may keep for itself."""
+        if scope.foreign and self.elsewhere is None:
+            self.elsewhere = scope.path, f"{collection}.{name}"
+
+    def left(self, module: Any, method: str, out: Any) -> None:
+        """Notes the module if it is a layer."""
+        row = _row(module)
         if row is not None:
-            path = context.module.path
-            found.setdefault(path, row.layer(path, context.module))
-        return call(*args, **kwargs)
+            self._layers.setdefault(module.path, row.layer(module.path, module))
 
-    with nn.intercept_methods(record):
-        out = run()
-    return out, tuple(found.values())
+
+class Unserved(Exception):
+    """A part draws from a stream of which the call was given no key by name."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.stream = stream
+
+
+class Running(Watch):
+    """The watch of an apply: it serves streams, refuses raw transforms, and notes what is given out.
+
+    `keys` are what Linen is given. Outside of lifted transforms, which split keys by name, `server` is
+    the one stream that serves all that have no key of their own: so no two draws of a part are alike.
+    """
+
+    def __init__(self, frame: Frame, more: Sequence[str]) -> None:
+        super().__init__(frame)
+        streams = None if frame.foreign() else frame.streams  # without keys, what draws is told why
+        self.keys = {} if streams is None else {name: frame.key(name) for name in streams.keys}
+        self.named = set(self.keys) - {DEFAULT}
+        self.server = None
+        if DEFAULT in self.keys:
+            self.server = DEFAULT if "dropout" in self.keys else "dropout"
+            self.keys[self.server] = self.keys.pop(DEFAULT)
+        for name in more:
+            key = frame.key(name)
+            self.keys[name] = key if self.server is None else _folded(key, name)
+        self.outputs: list[tuple[Path, Any]] = []
+        self._sown: dict[Path, Any] = {}
+
+    def stream(self, scope: Watched, name: str) -> str:
+        """The stream that serves a draw; raises TraceError inside a raw JAX transform."""
+        if scope.foreign:
+            raise self.trace_error(scope.path, f"draws from the rng stream {name!r}")
+        if self.server is not None and not scope.lifted and name not in self.named:
+            return self.server
+        if scope.has_rng(name) or (not scope.lifted and scope.has_rng("params")):
+            return name
+        if name in self.keys:
+            raise MissingRngError(
+                f"{self.name(scope.path)} draws from the stream {name!r}, which the lifted transform"
+                f" around it keeps back; name it there: split_rngs={{{name!r}: True, ...}}"
+            )
+        raise Unserved(name)
+
+    def write(self, scope: Watched, collection: str, name: str, value: Any) -> None:
+        """Raises TraceError inside a raw JAX transform."""
+        if scope.foreign:
+            raise self.trace_error(scope.path, f"writes {collection}.{name}")
+
+    def sow(
+        self,
+        module: Any,
+        col: str,
+        name: str,
+        value: Any,
+        reduce_fn: Callable[[Any, Any], Any] = lambda sown, value: (*sown, value),
+        init_fn: Callable[[], Any] = tuple,
+    ) -> bool:
+        """Keeps a value for `capture`; what is sown in any collection is no state."""
+        if col == SOWN and not module.scope.foreign:  # lifted transforms hand these on
+            return nn.Module.sow(module, col, name, value, reduce_fn, init_fn)
+        place = (col, *module.path, name)
+        if not self._captures(place, value):
+            return False
+        self._sown[place] = reduce_fn(self._sown.get(place, init_fn()), value)
+        return True
+
+    def perturb(self, module: Any, name: str, value: Any, collection: str = "perturbations") -> Any:
+        """The value that passes, which `capture` sees; a perturbation that is a variable is added."""
+        if module.has_variable(collection, name):
+            value = nn.Module.perturb(module, name, value, collection)
+        self._give((collection, *module.path, name), value)
+        return value
+
+    def left(self, module: Any, method: str, out: Any) -> None:
+        """Keeps the output of a part's call for `capture`."""
+        if method == "__call__" and module.path:
+            self._give(module.path, out)
+
+    def given_out(self, sown: Any) -> list[tuple[Path, Any]]:
+        """All that the call gave out, by path, and what Linen itself has kept of what was sown."""
+        linens = (((SOWN, *place), value) for place, value in named(sown))
+        return [*self.outputs, *self._sown.items(), *linens]
+
+    def _give(self, place: Path, value: Any) -> None:
+        if self._captures(place, value):
+            self.outputs.append((place, value))
+
+    def _captures(self, place: Path, value: Any) -> bool:
+        """Whether `capture` can have a value; raises TraceError where it wants one and cannot."""
+        run = self.frame.run
+        if run.wanted is None:
+            return False
+        here = run.trace == current_trace()
+        if not here:
+            self.frame.record(place, value)
+        return here
+
+
+def running(frame: Frame, program: Callable[[Running], tuple[T, Any]]) -> tuple[T, Any]:
+    """The output of a program and the collections after it, run under a watch.
+
+    A lifted transform splits keys by name: where a part in one draws from a stream that "default"
+    serves, the program runs again with a key for that stream.
+    """
+    more: tuple[str, ...] = ()
+    while True:
+        watch = Running(frame, more)
+        try:
+            with nn.intercept_methods(watch):
+                out, after = program(watch)
+        except Unserved as missing:
+            more = (*more, missing.stream)
+            continue
+        after = flax.core.unfreeze(after)
+        for place, value in watch.given_out(after.pop(SOWN, {})):
+            frame.record(place, value)
+        return out, after
+
+
+def _folded(key: Any, stream: str) -> Any:
+    return jax.random.fold_in(key, paths.fingerprint((stream,)))
+
+
+def named(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """What stands in nested dicts, by path."""
+    if not isinstance(tree, dict):
+        yield path, tree
+        return
+    for name, below in tree.items():
+        yield from named(below, (*path, name))
 
 
 def _row(module: nn.Module) -> Row | None:
