@@ -36,8 +36,8 @@ def from_linen(module: Any, variables: Mapping[str, Any] | None = None) -> Any:
     """A Flax Linen module as a Module.
 
     Without `variables`, `init` makes them from an input. With them (what `module.init` made, or
-    `{"params": ...}`) it is initialised already. Raises ModelError for anything else than an unbound
-    Linen module, MissingLibraryError without flax.
+    `{"params": ...}`), or of a bound module, it is initialised already. Raises ModelError for anything
+    else than a Linen module, MissingLibraryError without flax.
 
     >>> import bridge as br, flax.linen as nn, jax, jax.numpy as jnp
     >>> module = br.from_linen(nn.Dense(5)).init(jax.random.key(0), jnp.ones((2, 3)))

@@ -51,6 +51,7 @@ full, with state, random keys, a train flag and a table of layers.
 
 from bridge.core.errors import ModelError as ModelError
 from bridge.core.errors import UninitialisedError as UninitialisedError
+from bridge.core.flags import unsaid_flags as unsaid_flags
 from bridge.core.frames import Frame as Frame
 from bridge.core.layers import Layer as Layer
 from bridge.core.layers import Row as Row
@@ -59,7 +60,6 @@ from bridge.core.layers import slot as slot
 from bridge.core.leaves import LAZY as LAZY
 from bridge.core.leaves import Lazy as Lazy
 from bridge.core.leaves import Leaves as Leaves
-from bridge.core.wrapped import Opaque as Opaque
+from bridge.core.opaque import Opaque as Opaque
 from bridge.core.wrapped import Wrapped as Wrapped
 from bridge.core.wrapped import key_or_none as key_or_none
-from bridge.core.wrapped import unsaid_flags as unsaid_flags

@@ -8,12 +8,13 @@ from typing import Any
 
 import bridge.core.paths as paths
 from bridge.core.errors import MissingRngError, ModelError
+from bridge.core.flags import TRAIN_FLAGS
 from bridge.core.leaves import Tied
 from bridge.core.node import Node, rng_of, spec_of
 from bridge.core.paths import Path
 from bridge.core.rng import DEFAULT, Streams
 from bridge.core.tree import entries
-from bridge.core.wrapped import TRAIN_FLAGS, Wrapped
+from bridge.core.wrapped import Wrapped
 
 
 def only_wraps(module: Any, cls: type[Wrapped]) -> bool:

@@ -17,9 +17,9 @@ from bridge.core.errors import CheckpointError
 from bridge.core.kinds import Kind
 from bridge.core.leaves import Tied, segments
 from bridge.core.node import Alias, Node, spec_of
+from bridge.core.opaque import Opaque
 from bridge.core.paths import Path, join
 from bridge.core.tree import entries, owner_path, walk
-from bridge.core.wrapped import Opaque
 
 VERSION = 1
 CLASS = "__class__"

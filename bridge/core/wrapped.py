@@ -11,16 +11,12 @@ import jax
 import bridge.core.calling as calling
 import bridge.core.paths as paths
 from bridge.core.errors import MissingRngError, TraceError, UninitialisedError
-from bridge.core.flags import TRAIN_FLAGS as TRAIN_FLAGS
-from bridge.core.flags import train_flags as train_flags
-from bridge.core.flags import unsaid_flags as unsaid_flags
 from bridge.core.frames import Frame, frame_of
 from bridge.core.kinds import BY_FIRST_KEY, Kind, Parameter
 from bridge.core.layers import Layer
 from bridge.core.leaves import Lazy, Leaves
-from bridge.core.libraries import library_of as library_of
 from bridge.core.module import Module, plain
-from bridge.core.opaque import Opaque as Opaque
+from bridge.core.opaque import Opaque
 
 States = Annotated[jax.Array, Kind("state", BY_FIRST_KEY)]
 """Annotation of a state field whose collections are the first keys of its tree."""

@@ -514,7 +514,7 @@ def test_a_raw_module_in_an_equinox_module_is_refused():
 def test_a_raw_equinox_module_in_an_nnx_module_is_refused():
     model = RawNnx(eqx.nn.Linear(5, 3, key=KEYS[0]))
     assert refusal(br.from_nnx, model).startswith(
-        "this RawNnx cannot be wrapped:\n  e: is a Linear, whose arrays are no nnx.Param, so that nothing"
+        "this RawNnx cannot be wrapped:\n  e: is a Linear, whose arrays are no nnx.Param, so that"
     )
 
 

@@ -15,33 +15,15 @@ import bridge as br
 from bridge.core.errors import ModelError, StructureError
 from bridge.core.paths import join
 from bridge.core.tree import entries
+from tests.adapters.linen_made import KEY, X, made, message, same
 
 nn = pytest.importorskip("flax.linen")
 nnx = pytest.importorskip("flax.nnx")
 freeze = pytest.importorskip("flax.core").freeze
 
-KEY = jax.random.key(5)
-X = jax.random.normal(jax.random.key(3), (2, 3))
-
-
-def made(module: Any, *args: Any, **kwargs: Any) -> Any:
-    return br.from_linen(module).init(KEY, *(args or (X,)), **kwargs)
-
 
 def listing(module: Any) -> list[str]:
     return [join(entry.path) for entry in entries(module)]
-
-
-def same(first: Any, second: Any) -> bool:
-    """Whether two trees are the same bit for bit."""
-    assert jax.tree.structure(first) == jax.tree.structure(second)
-    return jax.tree.all(jax.tree.map(np.array_equal, first, second))
-
-
-def message(error: type[Exception], call: Any) -> str:
-    with pytest.raises(error) as caught:
-        call()
-    return str(caught.value)
 
 
 # Collections
@@ -194,6 +176,21 @@ def test_boxes_stay_in_params_and_state_through_jit_grad_optax_and_files(box, tm
     specs = nn.get_partition_spec(trained.native())
     assert specs["params"]["Dense_0"]["kernel"] == jax.sharding.PartitionSpec("in", "out")
     assert specs["stats"]["mean"] == jax.sharding.PartitionSpec("out")
+
+
+def test_arrays_without_their_boxes_fit_and_misfits_in_boxes_are_told_by_their_names():
+    boxed = made(Boxed(nn.with_partitioning))
+    plain = br.from_linen(Boxed(nn.with_partitioning), nn.meta.unbox(boxed.native()))
+    assert same(plain(X), boxed(X))
+    assert plain.init(KEY, X) is not plain
+    assert same(plain.init(KEY, X).native(), plain.native())
+    given = {"params": {"Dense_0": {"kernel": jnp.ones((3, 7))}}}
+    module = br.from_linen(Boxed(nn.with_partitioning), given)
+    assert message(ModelError, lambda: module(X)) == MISFIT.format(
+        "params.Dense_0.bias: missing; the model makes float32[5]\n"
+        "  state.stats.mean: missing; the model makes float32[5]\n"
+        "  params.Dense_0.kernel: is float32[3, 7]; the model makes float32[3, 5]"
+    )
 
 
 # Given variables

@@ -239,7 +239,8 @@ class Latent(nn.Module):
     @nn.compact
     def __call__(self, x, _):
         x = nn.Dropout(0.5, deterministic=False)(x)
-        return x, jax.random.normal(self.make_rng("latent"), (3,))
+        draws = [jax.random.normal(self.make_rng(stream), ()) for stream in ("latent", "noise")]
+        return x, jnp.stack(draws)
 
 
 class Scanned(nn.Module):
@@ -251,18 +252,18 @@ class Scanned(nn.Module):
 
 
 def test_one_key_serves_every_stream_that_a_lifted_transform_splits():
-    module = made(Scanned(("params", "dropout", "latent")))
+    module = made(Scanned(("params", "dropout", "latent", "noise")))
     _, draws = module.apply(X, rng=KEY)[0]
-    assert len({float(one[0]) for one in draws}) == 3
-    keys = {"dropout": KEY, "latent": jax.random.key(7)}
+    assert len(set(draws.flatten().tolist())) == 6
+    keys = {"dropout": KEY, "latent": jax.random.key(7), "noise": jax.random.key(11)}
     out, _ = module.apply(X, rng=keys)
     own = module.model.value.apply({}, X, rngs=keys)
     jax.tree.map(np.testing.assert_array_equal, out, own)
 
 
 def test_a_stream_that_a_lifted_transform_keeps_back_is_no_repeated_one():
-    module = made(Scanned(("params", "dropout")))
-    for rng in (KEY, {"dropout": KEY, "latent": KEY}):
+    module = made(Scanned(("params", "dropout", "noise")))
+    for rng in (KEY, {"dropout": KEY, "latent": KEY, "noise": KEY}):
         assert message(MissingRngError, lambda rng=rng: module.apply(X, rng=rng)) == (
             "ScanLatent_0 draws from the stream 'latent', which the lifted transform around it keeps"
             " back; name it there: split_rngs={'latent': True, ...}"

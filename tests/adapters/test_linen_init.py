@@ -11,31 +11,13 @@ import bridge as br
 from bridge.core.errors import MissingRngError, TraceError
 from bridge.core.paths import join
 from bridge.core.tree import entries
+from tests.adapters.linen_made import KEY, X, made, message, same
 
 nn = pytest.importorskip("flax.linen")
-
-KEY = jax.random.key(5)
-X = jax.random.normal(jax.random.key(3), (2, 3))
-
-
-def made(module: Any, *args: Any, **kwargs: Any) -> Any:
-    return br.from_linen(module).init(KEY, *(args or (X,)), **kwargs)
 
 
 def layers(module: Any) -> list[str]:
     return [join(layer.path) for layer in module.layers()]
-
-
-def same(first: Any, second: Any) -> bool:
-    """Whether two trees are the same bit for bit."""
-    assert jax.tree.structure(first) == jax.tree.structure(second)
-    return jax.tree.all(jax.tree.map(np.array_equal, first, second))
-
-
-def message(error: type[Exception], call: Any) -> str:
-    with pytest.raises(error) as caught:
-        call()
-    return str(caught.value)
 
 
 class Noisy(nn.Module):
@@ -155,6 +137,19 @@ def test_init_again_over_lifted_layers_changes_nothing():
     module = made(Stack())
     assert same(module.native(), Stack().init(KEY, X))
     assert module.init(KEY, X) is module
+
+
+def test_init_advances_no_state_though_a_method_without_an_output_runs_again():
+    class Counter(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            count = self.variable("seen", "count", lambda: 0)
+            if not self.is_initializing():
+                count.value += 1
+
+    module = made(Counter(), method=lambda module, x: (module(x), module(x)))
+    assert int(module.native()["seen"]["count"]) == 0
+    assert int(module.apply(X)[1].native()["seen"]["count"]) == 1
 
 
 # Layers

@@ -4,35 +4,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import bridge as br
-from bridge.core.errors import PathError, TraceError
+from bridge.core.errors import ModelError, PathError, TraceError
 from bridge.core.paths import join
 from bridge.core.tree import entries
+from tests.adapters.linen_made import KEY, X, made, message, same
 
 nn = pytest.importorskip("flax.linen")
-
-KEY = jax.random.key(5)
-X = jax.random.normal(jax.random.key(3), (2, 3))
-
-
-def made(module: Any, *args: Any, **kwargs: Any) -> Any:
-    return br.from_linen(module).init(KEY, *(args or (X,)), **kwargs)
-
-
-def same(first: Any, second: Any) -> bool:
-    """Whether two trees are the same bit for bit."""
-    assert jax.tree.structure(first) == jax.tree.structure(second)
-    return jax.tree.all(jax.tree.map(np.array_equal, first, second))
-
-
-def message(error: type[Exception], call: Any) -> str:
-    with pytest.raises(error) as caught:
-        call()
-    return str(caught.value)
-
 
 # Lifted transforms
 
@@ -277,6 +257,27 @@ def test_a_perturbation_that_was_made_a_variable_is_added_as_in_linen():
     module = br.from_linen(Shifted(), variables)
     assert same(module(X), Shifted().apply(variables, X))
     assert same(module.capture(X, paths=["shifts.offset"])["shifts.offset"], X + 1)
+
+
+class Average(nn.Module):
+    """Keeps its state by sow, which works in Linen."""
+
+    @nn.compact
+    def __call__(self, x):
+        keep = {"init_fn": lambda: 0.0, "reduce_fn": lambda old, new: 0.9 * old + 0.1 * new}
+        self.sow("averages", "mean", x.mean(), **keep)
+        return x - self.get_variable("averages", "mean") if self.has_variable("averages", "mean") else x
+
+
+def test_what_is_sown_and_read_again_is_refused_for_it_would_be_lost():
+    text = (
+        "{} sows averages.mean and reads it, so that it is state; what is sown is given out by a"
+        " call, and gone: keep it in self.variable('averages', 'mean', ...)"
+    )
+    model = nn.Sequential([nn.Dense(3), Average()])
+    assert message(ModelError, lambda: made(model)) == text.format("layers_1")
+    given = br.from_linen(Average(), Average().init(KEY, X))
+    assert message(ModelError, lambda: given(X)) == text.format("the root module")
 
 
 class Inside(nn.Module):

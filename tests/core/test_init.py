@@ -8,8 +8,9 @@ import pytest
 import bridge as br
 from bridge.core.errors import FieldError, MissingRngError, UninitialisedError
 from bridge.core.leaves import LAZY, Leaves
+from bridge.core.opaque import Opaque
 from bridge.core.paths import fingerprint
-from bridge.core.wrapped import Opaque, Wrapped
+from bridge.core.wrapped import Wrapped
 
 KEY = jax.random.key(5)
 X = jnp.arange(6.0).reshape(2, 3)

@@ -8,7 +8,7 @@ import pytest
 
 import bridge as br
 from bridge.core.manifest import described
-from bridge.core.wrapped import Opaque
+from bridge.core.opaque import Opaque
 
 
 class Point(NamedTuple):

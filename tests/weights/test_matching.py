@@ -9,7 +9,8 @@ import pytest
 import bridge as br
 from bridge.core.layers import Layer, Slot
 from bridge.core.leaves import Leaves
-from bridge.core.wrapped import Opaque, Wrapped
+from bridge.core.opaque import Opaque
+from bridge.core.wrapped import Wrapped
 
 
 class Stub(Wrapped):

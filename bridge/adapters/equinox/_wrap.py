@@ -25,14 +25,17 @@ from bridge.adapters.equinox._layers import (
     with_state,
 )
 from bridge.core.errors import ModelError, TraceError, listed
+from bridge.core.flags import TRAIN_FLAGS
 from bridge.core.frames import Frame, current_trace
 from bridge.core.layers import Layer
 from bridge.core.leaves import Leaves, Tied, is_array, segments
+from bridge.core.libraries import library_of
 from bridge.core.module import plain
 from bridge.core.node import Node, spec_of
+from bridge.core.opaque import Opaque
 from bridge.core.spec import MODES
 from bridge.core.tree import find, map_entries, owner_path
-from bridge.core.wrapped import TRAIN_FLAGS, Opaque, Wrapped, key_or_none, library_of
+from bridge.core.wrapped import Wrapped, key_or_none
 
 BUFFERS = "buffers"
 # The names of a parameter for a key. Where there are both, `key` may be that of an attention.

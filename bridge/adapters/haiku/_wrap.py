@@ -19,9 +19,11 @@ from bridge.core.flags import TRAIN_FLAGS, train_flags
 from bridge.core.frames import Frame
 from bridge.core.kinds import State
 from bridge.core.leaves import LAZY, Lazy, Leaves, as_array, leaves_of, segments
+from bridge.core.libraries import library_of
 from bridge.core.module import plain
 from bridge.core.node import Node
-from bridge.core.wrapped import Opaque, Wrapped, key_or_none, library_of
+from bridge.core.opaque import Opaque
+from bridge.core.wrapped import Wrapped, key_or_none
 
 STATEFUL = (hk.TransformedWithState, hk.MultiTransformedWithState)
 # What Haiku's own errors begin with or hold, from haiku/_src/base.py: their classes are not public.

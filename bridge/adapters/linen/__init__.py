@@ -13,12 +13,13 @@ from bridge.adapters.linen import _export, _wrap
 def from_linen(module: Any, variables: Mapping[str, Any] | None = None) -> Any:
     """A Flax Linen module as a Module.
 
-    Without `variables`, `init` makes them from an input, as `module.init` does. With them (what
-    `module.init` made, or a checkpoint's `{"params": ...}`) it is initialised already; the arrays are
-    shared. Its params are parameters; every other collection is state under its own name, but for what
-    a call gives out: "intermediates" and "perturbations". What `to_linen` made becomes the Module that
-    it was made of, with these variables. Raises ModelError for anything else than an
-    unbound Linen module.
+    Without `variables`, `init` makes them from an input, as `module.init` does; a later `init` adds
+    what another method needs. With them (what `module.init` made, a checkpoint's `{"params": ...}`, or
+    those that the module is bound to) it is initialised already; the arrays are shared. Its params are
+    parameters; every other collection is state under its own name, but for what a call gives out:
+    "intermediates" and "perturbations". The mode is the train flag of the call in the model's own
+    spelling, or an attribute of that name which no call takes. What `to_linen` made becomes the Module
+    that it was made of, with these variables. Raises ModelError for anything else than a Linen module.
 
     >>> import bridge as br, flax.linen as nn, jax, jax.numpy as jnp
     >>> dense = br.from_linen(nn.Dense(5)).init(jax.random.key(0), jnp.ones((2, 3)))

@@ -23,7 +23,14 @@ T = TypeVar("T")
 
 SOWN = "intermediates"
 # flax/linen/module.py: what merge_param says, with the name of the parameter.
-_FLAG = re.compile(r'Parameter "(\w+)" (was passed to the constructor and|must be passed to the con)')
+_FLAG = re.compile(r'Parameter "(\w+)" (was|must be) passed to the constructor')
+_HOW = {
+    "was": "given twice, by the attribute of that name and by the call; leave one of them out",
+    "must be": (
+        "given neither by the attribute of that name nor by the call. The mode says it to the model's"
+        " own call: take it there as an argument, and hand it on"
+    ),
+}
 
 
 class Watched(flax.core.Scope):
@@ -55,9 +62,19 @@ class Watched(flax.core.Scope):
         """A key of the stream that serves this one."""
         return super().make_rng(self.watch.stream(self, name))
 
+    def has_variable(self, col: str, name: str) -> bool:
+        """Whether there is a variable of this name."""
+        self.watch.touch(self.watch.read, (col, *self.path, name))
+        return super().has_variable(col, name)
+
+    def get_variable(self, col: str, name: str, default: Any = None) -> Any:
+        """The value of a variable."""
+        self.watch.touch(self.watch.read, (col, *self.path, name))
+        return super().get_variable(col, name, default)
+
     def put_variable(self, col: str, name: str, value: Any) -> None:
         """Writes a variable where the watch allows it."""
-        self.watch.write(self, col, name, value)
+        self.watch.write(self, col, name)
         super().put_variable(col, name, value)
 
     def _validate_trace_level(self) -> None:
@@ -66,14 +83,19 @@ class Watched(flax.core.Scope):
 
 
 class Watch:
-    """Follows a call of a Linen model from part to part: an interceptor of the methods of its modules.
+    """Follows an init of a Linen model from part to part: an interceptor of the methods of its modules.
 
     Another model that runs inside on variables of its own is left alone. What lifted transforms make
-    anew is known by the counters of its draws, which they hand on.
+    anew is known by the counters of its draws, which they hand on. `layers` are those that the call ran
+    through, `elsewhere` the part and name of a variable that was made inside a raw JAX transform.
     """
 
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
+        self.layers: dict[Path, Layer] = {}
+        self.elsewhere: Any = None
+        self.read: set[Path] = set()
+        self.sown: set[Path] = set()
         self._counters: dict[int, Any] = {}
         self._foreign: set[int] = set()
 
@@ -91,6 +113,16 @@ class Watch:
         """Remembers whether a lifted transform that starts here starts under another trace."""
         change = self._foreign.add if scope.foreign else self._foreign.discard
         change(id(scope.rng_counters))
+
+    def touch(self, places: set[Path], place: Path) -> None:
+        """Notes that a place is read, or sown; raises ModelError where the other happens as well."""
+        places.add(place)
+        if place in self.read and place in self.sown:
+            variable = f"self.variable({place[0]!r}, {place[-1]!r}, ...)"
+            raise ModelError(
+                f"{self.name(place[1:-1])} sows {place[0]}.{place[-1]} and reads it, so that it is"
+                f" state; what is sown is given out by a call, and gone: keep it in {variable}"
+            )
 
     def _follows(self, scope: Any) -> bool:
         """Whether a scope belongs to the model; that of a lifted transform shows itself only here."""
@@ -138,62 +170,34 @@ class Watch:
 
     def _flag_error(self, module: Any, flag: str, how: str) -> ModelError:
         """The error for a parameter of a part that was given twice, or not at all."""
-        where = f"{self.name(module.path)} ({type(module).__name__})"
-        if how.startswith("was"):
-            return ModelError(
-                f"{where}: {flag!r} is given twice, by the attribute of that name and by the call;"
-                f" leave one of them out"
-            )
         return ModelError(
-            f"{where}: {flag!r} is given neither by the attribute of that name nor by the call. The"
-            f" mode says it to the model's own call: take it there as an argument, and hand it on"
+            f"{self.name(module.path)} ({type(module).__name__}): {flag!r} is {_HOW[how]}"
         )
 
     def stream(self, scope: Watched, name: str) -> str:
         """The stream that serves a draw from this one."""
         return name
 
-    def write(self, scope: Watched, collection: str, name: str, value: Any) -> None:
-        """Called before a variable is written."""
-
-    def sow(self, module: Any, col: str, name: str, value: Any, *how: Any, **named: Any) -> bool:
-        """What `module.sow` does in this call."""
-        return False
-
-    def perturb(self, module: Any, name: str, value: Any, collection: str = "perturbations") -> Any:
-        """What `module.perturb` does in this call."""
-        return value
-
-    def left(self, module: Any, method: str, out: Any) -> None:
-        """Called after a method of a module, with its output."""
-
-
-class Making(Watch):
-    """The watch of an init: it notes the layers; nothing is sown and nothing perturbed.
-
-    `elsewhere` is the part and the name of a variable that was made inside a raw JAX transform.
-    """
-
-    def __init__(self, frame: Frame) -> None:
-        super().__init__(frame)
-        self._layers: dict[Path, Layer] = {}
-        self.elsewhere: Any = None
-
-    @property
-    def layers(self) -> tuple[Layer, ...]:
-        """The layers that the call ran through, each once, in order."""
-        return tuple(self._layers.values())
-
-    def write(self, scope: Watched, collection: str, name: str, value: Any) -> None:
+    def write(self, scope: Watched, collection: str, name: str) -> None:
         """Notes the first variable that a raw JAX transform may keep for itself."""
         if scope.foreign and self.elsewhere is None:
             self.elsewhere = scope.path, f"{collection}.{name}"
+
+    def sow(self, module: Any, col: str, name: str, value: Any, *how: Any, **named: Any) -> bool:
+        """Sows nothing, which is what Linen does where a collection is not mutable."""
+        if col != SOWN:
+            self.touch(self.sown, (col, *module.path, name))
+        return False
+
+    def perturb(self, module: Any, name: str, value: Any, collection: str = "perturbations") -> Any:
+        """The value as it is."""
+        return value
 
     def left(self, module: Any, method: str, out: Any) -> None:
         """Notes the module if it is a layer."""
         row = _row(module)
         if row is not None:
-            self._layers.setdefault(module.path, row.layer(module.path, module))
+            self.layers.setdefault(module.path, row.layer(module.path, module))
 
 
 class Unserved(Exception):
@@ -224,7 +228,7 @@ class Running(Watch):
             key = frame.key(name)
             self.keys[name] = key if self.server is None else _folded(key, name)
         self.outputs: list[tuple[Path, Any]] = []
-        self._sown: dict[Path, Any] = {}
+        self._values: dict[Path, Any] = {}
 
     def stream(self, scope: Watched, name: str) -> str:
         """The stream that serves a draw; raises TraceError inside a raw JAX transform."""
@@ -241,7 +245,7 @@ class Running(Watch):
             )
         raise Unserved(name)
 
-    def write(self, scope: Watched, collection: str, name: str, value: Any) -> None:
+    def write(self, scope: Watched, collection: str, name: str) -> None:
         """Raises TraceError inside a raw JAX transform."""
         if scope.foreign:
             raise self.trace_error(scope.path, f"writes {collection}.{name}")
@@ -258,10 +262,11 @@ class Running(Watch):
         """Keeps a value for `capture`; what is sown in any collection is no state."""
         if col == SOWN and not module.scope.foreign:  # lifted transforms hand these on
             return nn.Module.sow(module, col, name, value, reduce_fn, init_fn)
+        super().sow(module, col, name, value)
         place = (col, *module.path, name)
         if not self._captures(place, value):
             return False
-        self._sown[place] = reduce_fn(self._sown.get(place, init_fn()), value)
+        self._values[place] = reduce_fn(self._values.get(place, init_fn()), value)
         return True
 
     def perturb(self, module: Any, name: str, value: Any, collection: str = "perturbations") -> Any:
@@ -279,7 +284,7 @@ class Running(Watch):
     def given_out(self, sown: Any) -> list[tuple[Path, Any]]:
         """All that the call gave out, by path, and what Linen itself has kept of what was sown."""
         linens = (((SOWN, *place), value) for place, value in named(sown))
-        return [*self.outputs, *self._sown.items(), *linens]
+        return [*self.outputs, *self._values.items(), *linens]
 
     def _give(self, place: Path, value: Any) -> None:
         if self._captures(place, value):

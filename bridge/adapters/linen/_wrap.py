@@ -17,15 +17,17 @@ import numpy as np
 from jax.core import Tracer
 
 import bridge.core.paths as paths
-from bridge.adapters.linen._layers import SOWN, Making, Running, Watch, named, running
+from bridge.adapters.linen._layers import SOWN, Running, Watch, named, running
 from bridge.core.errors import ModelError, StructureError, UninitialisedError, listed
 from bridge.core.flags import attribute_flags, flagged
 from bridge.core.frames import Frame
 from bridge.core.leaves import LAZY, Lazy, Leaves, leaves_of
+from bridge.core.libraries import library_of
 from bridge.core.module import plain
 from bridge.core.node import Node
+from bridge.core.opaque import Opaque
 from bridge.core.paths import Path
-from bridge.core.wrapped import Opaque, Wrapped, library_of
+from bridge.core.wrapped import Wrapped
 
 PERTURBED = "perturbations"
 # flax/linen/fp8_ops.py and flax/training/train_state.py: scales whose "gradient" is their next value.
@@ -67,7 +69,7 @@ class LinenModule(Wrapped):
             count = len(jax.tree.leaves(params))
             keys = {stream: jax.random.fold_in(key, count) for stream, key in keys.items()}
             out, variables, watch = _made(frame, program, params, keys)
-        return out, *_divided(variables), watch.layers
+        return out, *_divided(variables), tuple(watch.layers.values())
 
     @plain
     def run(self, frame: Frame, method: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -93,8 +95,8 @@ class LinenModule(Wrapped):
         try:
             out, after = running(frame, applied)
         except MISFITS as error:
-            what = str(error).partition(" (https://")[0]
-            raise _misfit(frame, self._problems(frame, program, missing=True) or [what]) from None
+            problems = self._problems(frame, program, missing=True)
+            raise _misfit(frame, problems or [_said(error)]) from None
         _same_variables(frame, before, after)
         return out, after
 
@@ -153,23 +155,23 @@ class Program:
         return call
 
 
-def _made(frame: Frame, program: Program, params: Any, keys: Any) -> tuple[Any, Any, Making]:
+def _made(frame: Frame, program: Program, params: Any, keys: Any) -> tuple[Any, Any, Watch]:
     """The output and the variables of an init that makes no params but new ones, and its watch.
 
     Other collections are made anew: a decoder looks whether it has a cache.
     """
-    watch = Making(frame)
+    watch = Watch(frame)
     flags = {"initializing": True, **_unlike_any(True)}
     init = flax.core.apply(program(watch), flax.core.DenyList(SOWN), flags)
     try:
         with nn.intercept_methods(watch):
             out, variables = init({"params": params} if params else {}, rngs=keys)
-    except flax.errors.ScopeParamShapeError as error:
-        raise _misfit(frame, [str(error).partition(" (https://")[0]]) from None
+    except MISFITS as error:
+        raise _misfit(frame, [_said(error)]) from None
     return out, variables, watch
 
 
-def _refuse_leaks(variables: Any, watch: Making) -> None:
+def _refuse_leaks(variables: Any, watch: Watch) -> None:
     """Raises TraceError where a variable that a raw JAX transform made has not left it.
 
     While `init` itself is traced JAX alone can tell, and does so at the end of the trace.
@@ -337,12 +339,14 @@ def _joined(there: Any, made: Any) -> bool:
 
 
 def _places(variables: Mapping[str, Any]) -> dict[Path, Any]:
-    """The arrays of variables by their places in a Module."""
+    """The arrays of variables by their places in a Module, those in a box by its place."""
     params, state = _divided(variables)
     return {
-        (field, *path): leaf
+        (field, *path, *([str(number)] if len(leaves) > 1 else [])): leaf
         for field, tree in (("params", params), ("state", state))
-        for path, leaf in leaves_of(tree)
+        for path, value in named(tree)
+        for leaves in [jax.tree.leaves(value)]
+        for number, leaf in enumerate(leaves)
     }
 
 
@@ -351,6 +355,10 @@ def _fits(place: Path, have: Any, wanted: Any) -> bool:
     kinds = [next(kind for kind in KINDS if jnp.issubdtype(one.dtype, kind)) for one in (have, wanted)]
     fixed = place[0] == "params" or place[1] in FIXED
     return kinds[0] is kinds[1] and not (fixed and tuple(have.shape) != tuple(wanted.shape))
+
+
+def _said(error: Exception) -> str:
+    return str(error).partition(" (https://")[0]
 
 
 def _shown(leaf: Any) -> str:
@@ -367,10 +375,9 @@ def _misfit(frame: Frame, problems: list[str]) -> ModelError:
 
 
 def _same_variables(frame: Frame, before: Any, after: Any) -> None:
-    """Raises StructureError, by collection, where a call made variables or lost them."""
+    """Raises StructureError, by collection, where a call made variables."""
     old, new = ({path for path, _ in leaves_of(tree)} for tree in (before, after))
     problems = [f"{paths.join(path)}: made by the call, not by init" for path in sorted(new - old)]
-    problems += [f"{paths.join(path)}: gone after the call" for path in sorted(old - new)]
     if problems:
         raise StructureError(
             f"{paths.name(frame.path)} has other variables after the call than before:\n"

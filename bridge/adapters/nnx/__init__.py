@@ -13,11 +13,16 @@ def from_nnx(module: Any) -> Any:
     """A Flax NNX module as a Module; the given object is never changed.
 
     Every `nnx.Param` is a parameter; every other Variable is state, in the collection that Flax names
-    its type by ("batch_stats", "cache"; one's own type by its class). Keys and counts of its random
-    streams are the collection "rngs". In a call with an explicit rng they are seeded from it and stay
-    as they were; without one they draw and advance. An array is shared, a Variable at two places is one
-    leaf. What `to_nnx` made becomes the Module that it was made of, with the arrays of now. Raises
-    ModelError for anything else than an NNX module.
+    its type by ("batch_stats", "cache"; one's own type by its class). A parameter that a call assigns
+    is kept as well. An array is shared, a Variable at two places is one leaf. The mode is what
+    `train()` and `eval()` of the model set, and the train flag of a method that takes one.
+
+    Keys and counts of its random streams are the collection "rngs". In a call with an explicit rng they
+    are seeded from it and stay as they were; without one they draw and advance. Of named streams, one
+    that the model calls "default" needs a "default" key. A method that takes `rngs` gets the rng of the
+    call. What `to_nnx` made becomes the Module that it was made of, with the arrays of now. Raises
+    ModelError for anything else than an NNX module, and for one in which something would go wrong
+    silently, with each path.
 
     >>> import bridge as br, jax.numpy as jnp
     >>> from flax import nnx

@@ -32,6 +32,7 @@ from bridge.core.flags import TRAIN_FLAGS, flagged
 from bridge.core.forwarding import told_apart
 from bridge.core.frames import Frame, current_trace
 from bridge.core.leaves import Leaves, Tied
+from bridge.core.libraries import library_of
 from bridge.core.module import plain
 from bridge.core.node import Node, put
 from bridge.core.opaque import Opaque
@@ -39,7 +40,7 @@ from bridge.core.paths import Path
 from bridge.core.reseeding import Stream, lent, seeds
 from bridge.core.rng import DEFAULT
 from bridge.core.tree import find
-from bridge.core.wrapped import Wrapped, library_of
+from bridge.core.wrapped import Wrapped
 
 # flax/nnx/rnglib.py, Rngs._get_stream; flax/nnx/nn, of what was made without rngs
 _NO_STREAM = re.compile(r"No RngStream named '(.*?)' found in Rngs")
