@@ -59,7 +59,8 @@ def guest_of(library: str) -> Any:
 
 @functools.cache
 def hosted(guest: str, host: str) -> Any:
-    return made(lambda: hosting(host).host(guest_of(guest)))
+    inner = guest_of(guest)  # made outside of the trace below, since it is kept
+    return made(lambda: hosting(host).host(inner))
 
 
 def made(build: Any) -> Any:
