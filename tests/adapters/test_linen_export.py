@@ -127,6 +127,18 @@ def test_a_named_stream_is_linens_of_that_name(net, variables):
     assert not np.array_equal(served, X)
 
 
+class Rematerialised(br.Module):
+    def __call__(self, x):
+        return br.remat(lambda x: x + jax.random.normal(self.draw("latent"), x.shape))(x)
+
+
+def test_a_lifted_transform_takes_the_streams_that_linen_has_and_no_other():
+    exported = br.to_linen(Rematerialised())
+    out = exported.apply({}, X, rngs={"latent": KEY})
+    assert np.array_equal(out, exported.apply({}, X, rngs={"latent": KEY}))
+    assert not np.array_equal(out, X)
+
+
 @pytest.mark.parametrize(
     "flag",
     [{"train": True}, {"training": True}, {"is_training": True}, {"deterministic": False}],
