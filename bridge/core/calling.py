@@ -51,9 +51,9 @@ def _open(run: Run, node: Any, path: Path, mode: Mode, streams: Streams | None, 
     if attached is not None and (streams is None or streams.attached) and path != ():
         streams = Streams.of(attached, path, attached=True)
     values = {
-        name: _readable(run, node, value, (*path, name))
+        name: _readable(run, node, value, (*path, *field.prefix))
         for name, value in field_values(node).items()
-        if type(node)._fields[name].kind != CHILD
+        if (field := type(node)._fields[name]).kind != CHILD
     }
     children = map_children(node, lambda at, child: _open(run, child, at, mode, streams, trace), path)
     copy = build(spec.running(mode), {**values, **children})
@@ -113,7 +113,7 @@ def _close(node: Any, copy: Any, keep: bool) -> Any:
         return _filled(rebuild(node, **values), frame.filled)
     for name in frame.written:
         before, after = getattr(node, name), getattr(copy, name)
-        values[name] = settled(before, after, (*frame.path, name))
+        values[name] = settled(before, after, (*frame.path, *type(node)._fields[name].prefix))
     rng, streams = rng_of(node), frame.streams
     if rng is not None and streams is not None and streams.attached and streams.drawn:
         rng = streams.advanced() if streams.base == frame.path else rng

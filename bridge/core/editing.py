@@ -14,6 +14,7 @@ from bridge.core.node import (
     build,
     checked,
     checked_static,
+    field_at,
     field_values,
     map_children,
     rebuild,
@@ -73,7 +74,7 @@ def places(module: Any) -> list[Path]:
     found: dict[Path, None] = {}
     for path, node in walk(module):
         found.update({path[:length]: None for length in range(1, len(path) + 1)})
-        found.update({(*path, name): None for name in type(node)._fields})
+        found.update({(*path, f.name): None for f in type(node)._fields.values() if not f.inline})
     for entry in entries(module):
         start = len(entry.path) - len(entry.within)
         found.update({entry.path[:end]: None for end in range(start + 1, len(entry.path) + 1)})
@@ -151,8 +152,8 @@ def _put(module: Any, path: Path, change: Callable[[Any], Any]) -> Any:
 
 
 def _with_field(node: Any, within: Path, change: Callable[[Any], Any], path: Path) -> Any:
-    name, *below = within
-    field = type(node)._fields[name]
+    field, below = field_at(node, within)
+    name = field.name
     if field.kind == STATIC:
         if below:
             raise PathError(f"{paths.join(path)} lies inside a static field; set the whole field")
@@ -161,15 +162,15 @@ def _with_field(node: Any, within: Path, change: Callable[[Any], Any], path: Pat
         return build(spec_of(node).replace(statics=statics), field_values(node), rng_of(node))
     value = getattr(node, name)
     if field.kind == CHILD or not below:
-        new = _inside(value, tuple(below), change)
+        new = _inside(value, below, change)
         if field.kind != CHILD and is_array(value):
             new = _fitting(value, new, path)
         return rebuild(node, **{name: checked(new, field, type(node))})
 
     def swapped(at: Path, leaf: Any) -> Any:
-        return _fitting(leaf, change(leaf), path) if at == tuple(below) else leaf
+        return _fitting(leaf, change(leaf), path) if at == below else leaf
 
-    if not any(at == tuple(below) for at, _ in _leaf_paths(value)):
+    if not any(at == below for at, _ in _leaf_paths(value)):
         raise PathError(f"{paths.join(path)} holds several arrays; set them one by one, or by glob")
     return rebuild(node, **{name: map_leaves(value, swapped)})
 

@@ -57,6 +57,10 @@ class ModelError(BridgeError, TypeError):
     """A model of another library is not what its adapter can wrap."""
 
 
+class LoweringError(BridgeError, ValueError):
+    """A captured torch program holds what JAX cannot compute, or is called with what does not fit."""
+
+
 class AdapterError(BridgeError, TypeError):
     """An adapter that was added for another library is none, or not the only one."""
 

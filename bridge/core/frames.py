@@ -134,7 +134,7 @@ class Frame:
     def write(self, node: Any, field: Field, value: Any) -> None:
         """Assigns a field of the private copy; only State and Key fields may be."""
         self.refuse_when_over()
-        place = (*self.path, field.name)
+        place = (*self.path, *field.prefix)
         if field.kind.name not in ("state", "key"):
             raise FieldError(
                 f"{paths.name(place)} is a {field.kind.name} and was assigned during a call; what"

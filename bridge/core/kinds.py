@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
 import inspect
 import typing
@@ -29,6 +30,15 @@ KEY = Kind("key")
 CHILD = Kind("child")
 STATIC = Kind("static")
 BY_FIRST_KEY = "*"
+
+
+class Inline(enum.Enum):
+    """The marker of a field whose name is no part of a path: its keys stand in the node's own place."""
+
+    INLINE = "inline"
+
+
+INLINE = Inline.INLINE
 
 Parameter = Annotated[jax.Array, PARAMETER]
 """Annotation of what is trained: an array, a `ParamInit`, or a tree of them."""
@@ -74,13 +84,20 @@ class Declared:
 class Field:
     """A declared field: its name, its kind, and what the class body says of it.
 
-    `unreadable` is the annotation where it names what does not exist: such a field is static.
+    `unreadable` is the annotation where it names what does not exist: such a field is static. An
+    `inline` field is a dict whose keys are segments of paths, without the field's name before them.
     """
 
     name: str
     kind: Kind
     declared: Declared
     unreadable: str | None
+    inline: bool = False
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """What the paths of the field's arrays and modules begin with, below the node."""
+        return () if self.inline else (self.name,)
 
 
 class Unresolved:
@@ -100,7 +117,9 @@ def fields_of(cls: type, node_type: type) -> tuple[Field, ...]:
                 continue
             kind = _kind_of(hint, node_type, scope, f"{cls.__name__}.{name}")
             declared = owner.__dict__["_declared"].get(name, Declared())
-            found[name] = Field(name, kind, declared, annotation if hint is Unresolved else None)
+            unreadable = annotation if hint is Unresolved else None
+            inline = INLINE in getattr(hint, "__metadata__", ())
+            found[name] = Field(name, kind, declared, unreadable, inline)
     return tuple(found.values())
 
 

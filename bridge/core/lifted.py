@@ -204,7 +204,7 @@ class _Lift:
     def after(self, before: list[Any]) -> list[Any]:
         """The states as the function left them, in the form that they had."""
         return [
-            settled(old, getattr(node, name), (*node._call.path, name))
+            settled(old, getattr(node, name), (*node._call.path, *type(node)._fields[name].prefix))
             for old, (node, name) in zip(before, self.fields, strict=True)
         ]
 

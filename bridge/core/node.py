@@ -24,6 +24,7 @@ from bridge.core.leaves import (
     PLACEHOLDERS,
     Frozen,
     Leaves,
+    PathKey,
     as_array,
     freeze_containers,
     is_array,
@@ -104,21 +105,22 @@ def _prepare(cls: Any) -> None:
     fields = fields_of(cls, Node)
     dynamic = [field for field in fields if field.kind != STATIC]
     cls._dynamic = tuple(field.name for field in dynamic)
-    cls._child_fields = tuple((i, f.name) for i, f in enumerate(dynamic) if f.kind == CHILD)
+    cls._child_fields = tuple((i, f.name, f.prefix) for i, f in enumerate(dynamic) if f.kind == CHILD)
     for field in fields:
         position = None if field.kind == STATIC else dynamic.index(field)
         setattr(cls, field.name, _Access(field.name, position))
+    keys = [PathKey(()) if field.inline else GetAttrKey(field.name) for field in dynamic]
+    cls._keys = (*keys, GetAttrKey("_rng"))
     _register(cls)
     cls._fields = {field.name: field for field in fields}  # last: other threads look for it
 
 
 def _register(cls: Any) -> None:
     """Registers a class as a pytree; a node's state is what flatten returns, so it costs one read."""
-    keys = tuple(GetAttrKey(name) for name in (*cls._dynamic, "_rng"))
 
     def flatten_with_keys(node: Any) -> tuple[Any, Spec]:
         children, spec = node._state
-        return tuple(zip(keys, children, strict=False)), spec
+        return tuple(zip(cls._keys, children, strict=False)), spec
 
     def unflatten(spec: Spec, children: Any) -> Any:
         node = _new(cls)
@@ -142,7 +144,8 @@ class Node(metaclass=NodeType):
     _call: Any
     _fields: ClassVar[Mapping[str, Field]]
     _dynamic: ClassVar[tuple[str, ...]]
-    _child_fields: ClassVar[tuple[tuple[int, str], ...]]
+    _keys: ClassVar[tuple[Any, ...]]
+    _child_fields: ClassVar[tuple[tuple[int, str, Path], ...]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Takes the fields in their order, as a dataclass does."""
@@ -384,6 +387,18 @@ def field_values(node: Any) -> dict[str, Any]:
     return dict(zip(type(node)._dynamic, node._state[0], strict=False))
 
 
+def field_at(node: Any, within: Path) -> tuple[Field, Path]:
+    """The field in which a path below the node begins, and what is left of the path in that field.
+
+    Raises LookupError where there is none.
+    """
+    fields = type(node)._fields
+    for field in fields.values():
+        if field.inline and within[0] in getattr(node, field.name):
+            return field, within
+    return fields[within[0]], within[1:]
+
+
 def rebuild(node: Any, **changes: Any) -> Any:
     """The node with some dynamic fields, `spec` or `rng` changed; itself where nothing differs."""
     spec = changes.pop("spec", spec_of(node))
@@ -397,8 +412,8 @@ def rebuild(node: Any, **changes: Any) -> Any:
 
 def children_of(node: Any) -> Iterator[tuple[Path, Any]]:
     """Each direct child with its path below the node, through lists, tuples and dicts."""
-    for position, name in type(node)._child_fields:
-        yield from _nodes_in(node._state[0][position], (name,))
+    for position, _, prefix in type(node)._child_fields:
+        yield from _nodes_in(node._state[0][position], prefix)
 
 
 def _nodes_in(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
@@ -415,8 +430,8 @@ def _nodes_in(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
 def map_children(node: Any, change: Callable[[Path, Any], Any], path: Path = ()) -> dict[str, Any]:
     """The child fields of a node with each child replaced by `change(path, child)`."""
     return {
-        name: _map_nodes(node._state[0][position], change, (*path, name))
-        for position, name in type(node)._child_fields
+        name: _map_nodes(node._state[0][position], change, (*path, *prefix))
+        for position, name, prefix in type(node)._child_fields
     }
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax.tree_util import GetAttrKey
 
 import bridge.core.paths as paths
 from bridge.core.errors import StructureError, listed
@@ -35,9 +34,12 @@ class ParameterTree:
         object.__setattr__(self, "_spec", spec)
 
     def __getattr__(self, name: str) -> Any:
-        names = self._spec.cls._dynamic
-        if name in names:
-            return self._children[names.index(name)]
+        fields = self._spec.cls._fields
+        for held, value in zip(self._spec.cls._dynamic, self._children, strict=True):
+            if held == name:
+                return value
+            if fields[held].inline and name in value:
+                return value[name]
         raise AttributeError(f"the parameters of {self._spec.cls.__name__} have no field {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -55,9 +57,7 @@ class ParameterTree:
 
 
 def _keyed(tree: ParameterTree) -> Any:
-    names = tree._spec.cls._dynamic
-    pairs = zip(names, tree._children, strict=True)
-    return tuple((GetAttrKey(name), child) for name, child in pairs), tree._spec
+    return tuple(zip(tree._spec.cls._keys, tree._children, strict=False)), tree._spec
 
 
 jax.tree_util.register_pytree_with_keys(
@@ -80,8 +80,9 @@ def project(module: Any, choose: Callable[[Entry], Any]) -> ParameterTree:
     def visit(node: Any, path: Path) -> ParameterTree:
         children = []
         for name, value in field_values(node).items():
-            at = (*path, name)
-            if type(node)._fields[name].kind == CHILD:
+            field = type(node)._fields[name]
+            at = (*path, *field.prefix)
+            if field.kind == CHILD:
                 children.append(_map_children_values(value, visit, at))
             else:
                 children.append(map_leaves(value, functools.partial(_chosen, chosen, at)))
@@ -111,12 +112,13 @@ def parameter_entries(tree: ParameterTree, path: Path = ()) -> Iterator[tuple[Pa
     """Each leaf of a parameter tree with its path in the module."""
     fields = tree._spec.cls._fields
     for name, value in zip(tree._spec.cls._dynamic, tree._children, strict=True):
+        at = (*path, *fields[name].prefix)
         if fields[name].kind == CHILD:
-            for at, child in _trees_in(value, (*path, name)):
-                yield from parameter_entries(child, at)
+            for place, child in _trees_in(value, at):
+                yield from parameter_entries(child, place)
         else:
             for below, leaf in leaves_of(value):
-                yield (*path, name, *below), leaf
+                yield (*at, *below), leaf
 
 
 def _trees_in(value: Any, path: Path) -> Iterator[tuple[Path, ParameterTree]]:
@@ -149,8 +151,9 @@ def updated(module: Any, params: Any) -> Any:
             return node
         changes = {}
         for (name, value), new in zip(field_values(node).items(), tree._children, strict=True):
-            at = (*path, name)
-            if type(node)._fields[name].kind == CHILD:
+            field = type(node)._fields[name]
+            at = (*path, *field.prefix)
+            if field.kind == CHILD:
                 changes[name] = _zip_children(value, new, visit, at, problems)
             else:
                 changes[name] = _merged(value, new, at, problems)

@@ -29,12 +29,13 @@ def uninitialised(module: Any) -> bool:
 def _lines(node: Any, path: Path) -> list[str]:
     if isinstance(node, Alias):
         return [f"-> {_target(path, node)}"]
-    title = type(node).__name__ + (" uninit " if uninitialised(node) else "")
+    title = getattr(node, "_title", type(node).__name__) + (" uninit " if uninitialised(node) else "")
     inside = [line for line in node.extra_repr().splitlines() if line]
     for below, child in children_of(node):
         first, *rest = _lines(child, (*path, *below))
         inside += [f"({paths.join(below)}): {first}", *rest]
-    parent = any(type(node)._fields[name].kind == CHILD for name in type(node)._dynamic)
+    declared = (type(node)._fields[name] for name in type(node)._dynamic)
+    parent = any(field.kind == CHILD and not field.inline for field in declared)
     if not parent and len(inside) <= 1:
         return [f"{title}({''.join(inside)})"]
     return [f"{title}(", *(f"  {line}" for line in inside), ")"] if inside else [f"{title}()"]

@@ -6,7 +6,7 @@ import contextlib
 import os
 import pathlib
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import BufferedReader, BufferedWriter
 from typing import Any, TypeVar
 
@@ -27,23 +27,8 @@ T = TypeVar("T")
 _METADATA = "bridge"
 
 
-def save(path: str | os.PathLike[str], tree: Any) -> None:
-    """Writes a module, an optimizer, a key, or tuples, lists and dicts of them to one file.
-
-    The file is a `.safetensors` file whose tensors are named by their paths, with the static side as
-    JSON in its metadata. It takes the place of an older one at once, when all of it is on disk, so
-    whatever ends a save early leaves the old file. Raises CheckpointError, with everything that cannot
-    be saved, before anything is written.
-
-    >>> import bridge as br, jax, jax.numpy as jnp, os, tempfile
-    >>> class Scale(br.Module):
-    ...     factor: br.Parameter
-    >>> path = os.path.join(tempfile.mkdtemp(), "run.safetensors")
-    >>> br.save(path, {"module": Scale(jnp.ones(3)), "key": jax.random.key(0)})
-    >>> like = {"module": Scale(jnp.zeros(3)), "key": jax.random.key(1)}
-    >>> br.load(path, like)["module"].factor
-    Array([1., 1., 1.], dtype=float32)
-    """
+def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, str]) -> None:
+    """Writes a tree and more `metadata` to one file; see `bridge.save`."""
     leaves, _ = _flat(tree)
     problems = [(place, f"it {UNINITIALISED}") for place in uninitialised(tree)]
     problems += [(place, why) for place, leaf in leaves.items() if (why := _unsavable(place, leaf))]
@@ -55,20 +40,13 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
         for place, leaf in leaves.items()
         if is_typed_key(leaf)
     }
-    metadata = {_METADATA: Manifest.of(tree, keys).text()}
+    described = {**metadata, _METADATA: Manifest.of(tree, keys).text()}
     with _os_errors("written", path):
-        _replace(path, lambda file: tensorfile.write(file, arrays, metadata))
+        _replace(path, lambda file: tensorfile.write(file, arrays, described))
 
 
-def load(path: str | os.PathLike[str], like: T, keep_static: str | Iterable[str] = ()) -> T:
-    """A tree of like's structure with the arrays of a file that `save` has written.
-
-    `like` holds arrays or `jax.ShapeDtypeStruct`s, as `jax.eval_shape` gives them. Where an array of
-    like was put on a device or a mesh, the loaded one is put there too. Mode and freezing are like's.
-    `keep_static` are paths or globs of static fields and classes that may differ from the file's and
-    stay as they are in like. Raises CheckpointError, with everything that does not fit, before any
-    array is read.
-    """
+def load(path: str | os.PathLike[str], like: T, keep_static: str | Iterable[str]) -> T:
+    """A tree of like's structure with the arrays of a file; see `bridge.load`."""
     wanted, treedef = _flat(like)
     patterns = (keep_static,) if isinstance(keep_static, str) else tuple(keep_static)
     with _os_errors("read", path), open(path, "rb") as file:
@@ -84,6 +62,12 @@ def load(path: str | os.PathLike[str], like: T, keep_static: str | Iterable[str]
             raise CheckpointError(f"{path} does not fit like, and nothing was loaded:\n{problems}")
         arrays = [_array(file, header, manifest, place, leaf) for place, leaf in wanted.items()]
     return jax.tree.unflatten(treedef, arrays)
+
+
+def metadata(path: str | os.PathLike[str]) -> Mapping[str, str]:
+    """What stands in a file beside its arrays, by name."""
+    with _os_errors("read", path), open(path, "rb") as file:
+        return tensorfile.read_header(file).metadata
 
 
 def _flat(tree: Any) -> tuple[dict[Path, Any], Any]:

@@ -13,7 +13,7 @@ import bridge.core.paths as paths
 from bridge.core.errors import SharingError
 from bridge.core.kinds import BY_FIRST_KEY, CHILD, STATIC, Kind
 from bridge.core.leaves import PLACEHOLDERS, Leaves, is_array, leaves_of, map_leaves, segments
-from bridge.core.node import Alias, Node, children_of, map_children, rebuild, spec_of
+from bridge.core.node import Alias, Node, children_of, field_at, map_children, rebuild, spec_of
 from bridge.core.paths import Path
 
 
@@ -28,8 +28,8 @@ def find(node: Any, path: Path) -> Any:
     """What stands at a path: a module, an array, or a container; raises LookupError if nothing."""
     value = node
     for position, segment in enumerate(path):
-        if isinstance(value, Node) and segment in type(value)._fields:
-            value = getattr(value, segment)
+        if isinstance(value, Node):
+            value = _field_value(value, segment)
         elif isinstance(value, Leaves):
             rest = path[position:]
             found = [leaf for where, leaf in value.items() if where == rest]
@@ -39,6 +39,16 @@ def find(node: Any, path: Path) -> Any:
         else:
             value = _inside(value, segment, path)
     return value
+
+
+def _field_value(node: Node, segment: str) -> Any:
+    """What one step down from a node leads to."""
+    try:
+        field, rest = field_at(node, (segment,))
+    except LookupError:
+        raise LookupError(segment) from None
+    value = getattr(node, field.name)
+    return value[segment] if rest else value
 
 
 def _inside(value: Any, segment: str, path: Path) -> Any:
@@ -116,7 +126,8 @@ def entries(root: Any) -> Iterator[Entry]:
                 kind = field.kind
                 if kind.collection == BY_FIRST_KEY and below:
                     kind = Kind(kind.name, below[0])
-                yield Entry((*path, name, *below), kind, value, node, (name, *below))
+                within = (*field.prefix, *below)
+                yield Entry((*path, *within), kind, value, node, within)
 
 
 def map_entries(root: Any, change: Callable[[Path, Any], Any]) -> Any:
@@ -126,7 +137,7 @@ def map_entries(root: Any, change: Callable[[Path, Any], Any]) -> Any:
         changes = map_children(node, visit, path)
         for name, field in type(node)._fields.items():
             if field.kind not in (STATIC, CHILD):
-                mapped = functools.partial(_prefixed, change, (*path, name))
+                mapped = functools.partial(_prefixed, change, (*path, *field.prefix))
                 changes[name] = map_leaves(getattr(node, name), mapped)
         return rebuild(node, **changes)
 
