@@ -19,19 +19,22 @@ from bridge.core.module import plain as plain
 from bridge.core.optimizer import Optimizer as Optimizer
 from bridge.core.partition import merge as merge
 from bridge.core.partition import partition as partition
-from bridge.core.storage import load as load
-from bridge.core.storage import save as save
 from bridge.registering import register_adapter as register_adapter
+from bridge.storing import load as load
+from bridge.storing import save as save
 from bridge.weights import load_state_dict as load_state_dict
 from bridge.weights import match as match
+from bridge.weights import state_dict as state_dict
 from bridge.wrapping import from_equinox as from_equinox
 from bridge.wrapping import from_haiku as from_haiku
 from bridge.wrapping import from_linen as from_linen
 from bridge.wrapping import from_nnx as from_nnx
+from bridge.wrapping import from_torch as from_torch
 from bridge.wrapping import to_equinox as to_equinox
 from bridge.wrapping import to_haiku as to_haiku
 from bridge.wrapping import to_linen as to_linen
 from bridge.wrapping import to_nnx as to_nnx
+from bridge.wrapping import to_torch as to_torch
 from bridge.wrapping import wrap as wrap
 
 __version__ = "0.1.0"

@@ -29,6 +29,7 @@ ADAPTERS: Mapping[str, Adapter] = {
     "nnx": Adapter("NNX", "flax.nnx", "flax", "flax"),
     "haiku": Adapter("Haiku", "haiku", "dm-haiku", "haiku"),
     "equinox": Adapter("Equinox", "equinox", "equinox", "equinox"),
+    "torch": Adapter("PyTorch", "torch", "torch", "torch"),
 }
 
 
@@ -94,6 +95,55 @@ def from_equinox(model: Any, state: Any = None, vmap: bool | str = False) -> Any
     (2, 5)
     """
     return _adapter("equinox").from_equinox(model, state, vmap)
+
+
+def from_torch(
+    model: Any,
+    *example: Any,
+    dynamic_batch: bool = True,
+    mode: str | None = None,
+    **keywords: Any,
+) -> Any:
+    """A `torch.nn.Module`, forward and all, as a Module.
+
+    Its forward is captured by torch.export with the example inputs, tensors as the model takes them,
+    once for eval and once for train mode, or for one `mode` alone; the given model is never changed.
+    Paths are the names of its state_dict, arrays copies in torch's layout; parameters that do not
+    require gradients are frozen, buffers are State. Parts that are in another mode than the model stay
+    in theirs. With `dynamic_batch`, every size that torch.export can free may differ in a call.
+
+    While JAX's x64 is off, int64 is int32: tensors whose values do not fit raise, results wrap around
+    as JAX's do; float64 raises. Where torch checks values (an index, a singular matrix) JAX gives NaN
+    or infinity.
+
+    Raises LoweringError where torch.export fails or an op has no row, ModelError for what is no such
+    model, MissingLibraryError without torch.
+
+    >>> import bridge as br, jax.numpy as jnp, torch
+    >>> module = br.from_torch(torch.nn.Linear(3, 5), torch.zeros(2, 3))
+    >>> module(jnp.ones((7, 3))).shape
+    (7, 5)
+    """
+    return _adapter("torch").from_torch(
+        model, *example, dynamic_batch=dynamic_batch, mode=mode, **keywords
+    )
+
+
+def to_torch(module: Module, like: Any) -> Any:
+    """A copy of a torch model with the parameters and buffers of a Module that was made of such a one.
+
+    `like` is the torch model, or another of the same class and sizes; it is not changed. Raises
+    StructureError, with every name, where the two do not fit, ModelError for anything else than a
+    Module from `from_torch`, MissingLibraryError without torch.
+
+    >>> import bridge as br, jax, torch
+    >>> linear = torch.nn.Linear(3, 5)
+    >>> module = br.from_torch(linear, torch.zeros(2, 3))
+    >>> doubled = module.update(jax.tree.map(lambda leaf: 2 * leaf, module.parameters()))
+    >>> torch.equal(br.to_torch(doubled, like=linear).weight, 2 * linear.weight)
+    True
+    """
+    return _adapter("torch").to_torch(module, like)
 
 
 def to_linen(module: Module) -> Any:

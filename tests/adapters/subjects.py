@@ -11,9 +11,11 @@ import pytest
 
 import bridge as br
 
-PACKAGES = {"linen": "flax", "nnx": "flax", "haiku": "haiku", "equinox": "equinox"}
+HOSTS = {"linen": "flax", "nnx": "flax", "haiku": "haiku", "equinox": "equinox"}
+PACKAGES = {**HOSTS, "torch": "torch"}
 # sprig is added as any user adds a library, by examples/write_an_adapter.py, and needs no other one.
 SUBJECTS = (*PACKAGES, "sprig")
+NATIVE = (*HOSTS, "sprig")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Subject:
     build: Callable[[], Any]
     block: Callable[[], Any]
     inputs: jax.Array
-    native: Callable[[Any, Any, str], tuple[Any, Any]]
+    native: Callable[[Any, Any, str], tuple[Any, Any]] | None = None
 
 
 @functools.cache

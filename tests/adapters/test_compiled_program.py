@@ -21,7 +21,7 @@ import optax
 import pytest
 
 import bridge as br
-from tests.adapters.subjects import PACKAGES, initialised, subject_of
+from tests.adapters.subjects import HOSTS, initialised, subject_of
 
 KEY = jax.random.key(17)
 # Its state, its schedule and the norm over all gradients depend on the order of the leaves.
@@ -31,7 +31,7 @@ TRANSFORM = optax.chain(
 _PYTHON_NAMES = re.compile(r'^module @jit_\w+| \{jax\.result_info = "[^"]*"\}')
 
 
-@pytest.fixture(params=PACKAGES)
+@pytest.fixture(params=HOSTS)
 def library(request) -> str:
     return subject_of(request.param).library
 

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 
 import bridge as br
 from bridge.adapters.equinox import with_init_state
-from tests.adapters.subjects import PACKAGES
+from tests.adapters.subjects import HOSTS as LIBRARIES
 
 X = jax.random.normal(jax.random.key(3), (7, 5))
 KEYS = jax.random.split(jax.random.key(17), 3)
@@ -169,10 +169,10 @@ HOSTS = {
 PAIRS = [("linen", "nnx"), ("nnx", "equinox"), ("equinox", "haiku"), ("haiku", "linen")]
 
 in_each = pytest.mark.parametrize("host", HOSTS)
-of_each = pytest.mark.parametrize("guest", PACKAGES)
+of_each = pytest.mark.parametrize("guest", LIBRARIES)
 of_each_in_another = pytest.mark.parametrize(("guest", "host"), PAIRS)
 of_each_anywhere = pytest.mark.parametrize(
-    ("guest", "host"), [*PAIRS, *((guest, "bridge") for guest in PACKAGES)]
+    ("guest", "host"), [*PAIRS, *((guest, "bridge") for guest in LIBRARIES)]
 )
 
 

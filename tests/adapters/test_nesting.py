@@ -18,7 +18,7 @@ import bridge as br
 from bridge.core.errors import DroppedStateError
 from bridge.core.paths import join
 from bridge.core.tree import entries
-from tests.adapters.subjects import PACKAGES, subject_of
+from tests.adapters.subjects import HOSTS, PACKAGES, subject_of
 
 KEYS = jax.random.split(jax.random.key(17), 3)
 INPUTS = jax.random.normal(jax.random.key(3), (8, 5))
@@ -47,7 +47,7 @@ class Guest(br.Module):
 
 def hosting(library: str) -> Any:
     """The host of a library; skips the test where it is not installed."""
-    pytest.importorskip(PACKAGES[library])
+    pytest.importorskip(HOSTS[library])
     return importlib.import_module(f"tests.adapters.host_{library}")
 
 
@@ -72,7 +72,7 @@ def step(module: Any, x: Any, key: Any, mode: str) -> tuple[Any, Any]:
     return module.apply(x, rng=key, mode=mode)
 
 
-@pytest.fixture(params=[(guest, host) for host in PACKAGES for guest in PACKAGES], ids="-in-".join)
+@pytest.fixture(params=[(guest, host) for host in HOSTS for guest in PACKAGES], ids="-in-".join)
 def pair(request) -> Any:
     return request.param
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import ml_dtypes
-import numpy as np
 import torch
 
 from bridge.adapters.torch._dialect import PROJECTIONS, ROWS
+from bridge.capture.tensors import as_numpy as as_numpy
 from bridge.core.layers import Layer, row_of
 
 
@@ -24,11 +23,3 @@ def layers(model: torch.nn.Module) -> tuple[Layer, ...]:
             if row_of(module, (row,)):
                 found.append(replace(row.layer(path, module), path=(*path, part)))
     return tuple(found)
-
-
-def as_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """The values of a tensor, bit for bit; on the CPU they share the tensor's memory."""
-    tensor = tensor.detach().cpu()
-    if tensor.dtype == torch.bfloat16:  # NumPy has no bfloat16: carry the bits, not the values
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
