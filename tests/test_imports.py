@@ -20,9 +20,8 @@ LIBRARIES = {
     "equinox": "equinox",
     "torch": "torch",
 }
-REQUIRED = {"__init__.py", "_wrap.py", "_layers.py", "_dialect.py"}
-ALLOWED = REQUIRED | {"_export.py"}
-WITHOUT_FORWARD = {"torch"}  # its weights are translated; its models are not wrapped
+FILES = {"__init__.py", "_wrap.py", "_export.py", "_layers.py", "_dialect.py"}
+BELOW = {"torch": ("bridge.lowering", "bridge.capture")}  # what an adapter stands on beside core
 FRAMEWORKS = {*LIBRARIES.values(), "orbax", "treescope", "matplotlib", "typer", "rich"}
 FRAMEWORKS |= {"transformers", "huggingface_hub", "sklearn", "tokenizers"}
 
@@ -102,8 +101,19 @@ def broken_rules(one: Import) -> Iterator[str]:
                 yield "above core"
             if third_party and one.library not in CORE:
                 yield "not a library of core"
+        case ["bridge", "lowering", *_]:
+            if inside and not within(one.target, "bridge.core", "bridge.lowering"):
+                yield "above the lowering"
+            if third_party and one.library not in CORE:
+                yield "not a library of core"
+        case ["bridge", "capture", *_]:
+            if inside and not within(one.target, "bridge.core", "bridge.lowering", "bridge.capture"):
+                yield "above the capture"
+            if third_party and one.library not in CORE | {"torch"}:
+                yield "a library neither of core nor torch"
         case ["bridge", "adapters", adapter, *rest]:
-            if inside and not within(one.target, "bridge.core", f"bridge.adapters.{adapter}"):
+            below = ("bridge.core", f"bridge.adapters.{adapter}", *BELOW.get(adapter, ()))
+            if inside and not within(one.target, *below):
                 yield "neither core nor this adapter"
             if third_party and rest == ["_dialect"]:
                 yield "a dialect is pure data"
@@ -149,6 +159,21 @@ BROKEN = {
     ),
     "core/__init__.py: from .a import A\ncore/a.py: from bridge.core import B": (
         "a cycle: bridge.core <- bridge.core.a <- bridge.core"
+    ),
+    "lowering/rows/shape.py: import torch": (
+        "bridge.lowering.rows.shape:1 imports torch: not a library of core"
+    ),
+    "lowering/module.py: import bridge.adapters.torch": (
+        "bridge.lowering.module:1 imports bridge.adapters.torch: above the lowering"
+    ),
+    "lowering/program.py: import bridge.capture.marks": (
+        "bridge.lowering.program:1 imports bridge.capture.marks: above the lowering"
+    ),
+    "capture/marks.py: import bridge.adapters.torch": (
+        "bridge.capture.marks:1 imports bridge.adapters.torch: above the capture"
+    ),
+    "adapters/haiku/_wrap.py: import bridge.lowering.table": (
+        "bridge.adapters.haiku._wrap:1 imports bridge.lowering.table: neither core nor this adapter"
     ),
     "adapters/haiku/_wrap.py: from bridge.adapters.linen import from_linen": (
         "bridge.adapters.haiku._wrap:1 imports bridge.adapters.linen: neither core nor this adapter"
@@ -210,9 +235,7 @@ def test_every_adapter_has_the_same_files(adapter):
     if not folder.is_dir():
         pytest.skip(f"there is no adapter for {adapter} yet")
     files = {path.name for path in folder.iterdir() if path.name != "__pycache__"}
-    required = REQUIRED - ({"_wrap.py"} if adapter in WITHOUT_FORWARD else set())
-    assert files >= required, "missing: " + ", ".join(sorted(required - files))
-    assert files <= ALLOWED, "of no adapter: " + ", ".join(sorted(files - ALLOWED))
+    assert files == FILES
 
 
 def run_python(program: str, *arguments: str) -> str:

@@ -159,7 +159,9 @@ def test_an_adapter_that_makes_no_module_is_refused():
 
 def test_what_no_adapter_knows_is_refused_with_the_added_libraries_too():
     br.register_adapter("sixth", adapter_named("sixth"))
-    with pytest.raises(ModelError, match=r"models of Linen, NNX, Haiku, Equinox, sixth\. A function"):
+    with pytest.raises(
+        ModelError, match=r"models of Linen, NNX, Haiku, Equinox, PyTorch, sixth\. A function"
+    ):
         br.wrap(3)
 
 

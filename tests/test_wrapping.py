@@ -16,8 +16,8 @@ def test_what_no_adapter_knows_is_refused_with_the_libraries(monkeypatch):
     with pytest.raises(ModelError) as caught:
         br.wrap(3)
     assert str(caught.value) == (
-        "no adapter knows a int (3); bridge wraps models of Linen, NNX, Haiku, Equinox. A function of"
-        " Haiku modules goes to bridge.from_haiku, any other function to bridge.Function"
+        "no adapter knows a int (3); bridge wraps models of Linen, NNX, Haiku, Equinox, PyTorch. A"
+        " function of Haiku modules goes to bridge.from_haiku, any other function to bridge.Function"
     )
 
 
