@@ -53,6 +53,10 @@ class WeightsError(BridgeError, ValueError):
     """A source of weights does not fit a Module, or is ambiguous."""
 
 
+class WeightsWarning(UserWarning):
+    """Weights were loaded as they are, and are probably not what was meant."""
+
+
 class ModelError(BridgeError, TypeError):
     """A model of another library is not what its adapter can wrap."""
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BufferedReader, BufferedWriter
 from typing import Any
 
@@ -44,7 +44,9 @@ NAMES: Mapping[Any, str] = {dtype: name for name, dtype in DTYPES.items()}
 
 # JAX takes over host memory on a CPU without a copy where it begins at a multiple of 64 bytes.
 ALIGNMENT = 64
+_MOST_BYTES, _MOST_AXES = 2**63, 64  # of an array of NumPy
 _LENGTH = 8
+_LONGEST = 100_000_000  # as in safetensors: what a longer header would be parsed into takes gigabytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +84,9 @@ def _header(file: BufferedReader) -> Header:
     start = _LENGTH + length
     if total < _LENGTH or start > total:
         raise ValueError(f"its header should end at byte {start}, and it has {total} bytes")
-    spelled = json.loads(file.read(length).decode())
+    if length > _LONGEST:
+        raise ValueError(f"its header has {length} bytes, and the format allows {_LONGEST}")
+    spelled = unique_json(file.read(length).decode())
     metadata = spelled.pop("__metadata__", {}) if isinstance(spelled, dict) else None
     if not isinstance(metadata, dict):
         raise ValueError("its header is not of the form that the format has")
@@ -99,6 +103,27 @@ def _header(file: BufferedReader) -> Header:
     return Header(metadata, tensors)
 
 
+def is_possible(shape: Sequence[Any], dtype: np.dtype) -> bool:
+    """Whether an array can have a shape; a 0 in it does not excuse the other lengths."""
+    if len(shape) > _MOST_AXES or any(type(n) is not int or n < 0 for n in shape):
+        return False
+    return math.prod(max(n, 1) for n in shape) * dtype.itemsize < _MOST_BYTES
+
+
+def unique_json(text: str) -> Any:
+    """What a JSON text says; raises ValueError for a key that stands twice in one object."""
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key!r} stands twice in it")
+        found[key] = value
+    return found
+
+
 def _tensor(name: str, entry: Any, start: int) -> Tensor:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"the header does not say dtype, shape and place of {name!r}, and these alone")
@@ -111,14 +136,14 @@ def _tensor(name: str, entry: Any, start: int) -> Tensor:
     size = math.prod(shape) * dtype.itemsize
     if last - first != size:
         raise ValueError(f"{name!r} needs {size} bytes and has {last - first}")
+    if not is_possible(shape, dtype):
+        raise ValueError(f"{name!r} has a shape that no array has")
     return Tensor(dtype, shape, start + first, size)
 
 
 def read(file: BufferedReader, tensor: Tensor) -> np.ndarray:
     """A tensor of an open file in memory of its own, which JAX can take over without a copy."""
-    buffer = np.empty(tensor.size + ALIGNMENT, np.uint8)
-    first = -buffer.ctypes.data % ALIGNMENT
-    block = buffer[first : first + tensor.size]
+    block = aligned(tensor.size)
     file.seek(tensor.start)
     done = 0
     while done < tensor.size:
@@ -127,6 +152,13 @@ def read(file: BufferedReader, tensor: Tensor) -> np.ndarray:
             raise CheckpointError(f"{file.name} was cut short while it was read; load it again")
         done += count
     return block.view(tensor.dtype).reshape(tensor.shape)
+
+
+def aligned(size: int) -> np.ndarray:
+    """New memory of so many bytes, which JAX can take over without a copy."""
+    buffer = np.empty(size + ALIGNMENT, np.uint8)
+    first = -buffer.ctypes.data % ALIGNMENT
+    return buffer[first : first + size]
 
 
 def write(file: BufferedWriter, arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> None:

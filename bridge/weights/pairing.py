@@ -9,23 +9,31 @@ from bridge.core.errors import WeightsError
 from bridge.core.layers import Layer, Slot
 from bridge.core.paths import Path
 from bridge.core.translation import translation
-from bridge.weights.catalogue import INCOMPLETE, group_of, torch_row
+from bridge.weights.catalogue import INCOMPLETE, group_of, torch_row, torch_slots
 from bridge.weights.names import Family, alike, contradict, families, telling, words
+from bridge.weights.report import Pair
 from bridge.weights.targets import Leaf
 
 Shape = tuple[int, ...]
 Score = Callable[[frozenset[str], frozenset[str], frozenset[str]], float]
 # The parts that decide whether two layers are of one size, the first that is there.
-LEADING = ("weight", "mean", "bias", "array")
+LEADING = (
+    *("weight", "weight.v", "weight.raw", "weight_hh", "weight_hh.i", "weight_hh.r"),
+    *("mean", "bias", "array"),
+)
 
 
 @dataclass(frozen=True)
 class Couple:
-    """A layer of the Module, the layer of the source that goes there, and why."""
+    """A layer of the Module, the layer of the source that goes there, and why.
+
+    `pairs` are arrays of which more is known than the tables say.
+    """
 
     target: Layer
     source: Layer
     evidence: str
+    pairs: tuple[Pair, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,8 +52,7 @@ class Sized:
 
 def torch_axes(kind: str, part: str) -> str:
     """How torch orders the axes of a part of a kind of layer; as they are where it has none."""
-    row = torch_row(kind)
-    found = [slot.axes for slot in row.slots if slot.part == part] if row else []
+    found = [slot.axes for slot in torch_slots(kind) if slot.part == part]
     return found[0] if found else "*axes"
 
 
@@ -89,7 +96,8 @@ def _size(layer: Layer, slot: Slot, shape: Shape) -> Shape | None:
     if torch_row(layer.kind) is None:  # an array alone, or a layer of a bare state_dict
         return shape
     try:
-        return translation(torch_axes(layer.kind, slot.part), slot.axes, shape).source_shape
+        axes = torch_axes(layer.kind, slot.part)
+        return translation(axes, slot.axes, shape, sizes=layer.sizes).source_shape
     except WeightsError:
         return None
 

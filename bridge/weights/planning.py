@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from typing import Any
 
 import bridge.core.paths as paths
 from bridge.core.errors import WeightsError
-from bridge.core.layers import Layer, Slot, placed
+from bridge.core.layers import SUM, Layer, Slot, placed
 from bridge.core.paths import Path
+from bridge.core.settings import SAME, differing, shown
 from bridge.core.translation import labelled, translation
-from bridge.weights.catalogue import torch_row
+from bridge.weights.catalogue import torch_row, unfolded
+from bridge.weights.coalescing import coalesced
 from bridge.weights.pairing import (
     Couple,
     Shape,
@@ -48,6 +52,7 @@ def planned(
     couples: Sequence[Couple],
     spare: Sequence[Sized],
     unused: Mapping[str, str],
+    differences: Sequence[str] = (),
 ) -> Match:
     """The plan that couples make; `spare` are the layers of the source that are in none."""
     draft = _Draft()
@@ -61,11 +66,11 @@ def planned(
                 f"{key}: left over: nothing in the Module takes it; type strict=False to leave it out"
             )
     return Match(
-        tuple(draft.pairs),
+        tuple(coalesced(draft.pairs)),
         draft.constants,
         unused,
         draft.left_over,
-        tuple(draft.differences),
+        (*draft.differences, *differences),
         tuple(draft.problems),
     )
 
@@ -84,8 +89,21 @@ def free_arrays(shapes: Mapping[str, Shape], couples: Iterable[Couple]) -> list[
 
 def place_of(layer: Layer) -> str:
     """Where the arrays of a layer of the Module are, as a user types it."""
-    path = layer.slots[0].path
-    return paths.join(path if layer.kind == ARRAY else path[:-1])
+    first = layer.slots[0].path
+    if layer.kind == ARRAY:
+        return paths.join(first)
+    same = [slot.path[:-1] for slot in layer.slots if slot.path[0] == first[0]]
+    common = [steps[0] for steps in takewhile(_alike, zip(*same, strict=False))]
+    return paths.join(common if len(common) > 1 or not layer.path else first[:-1])
+
+
+def _alike(steps: Sequence[str]) -> bool:
+    return len({*steps}) == 1
+
+
+def _source_of(couple: Couple) -> str:
+    """A layer of the source for a message."""
+    return ".".join(couple.source.path) or "the source"
 
 
 def _add(
@@ -93,23 +111,52 @@ def _add(
 ) -> None:
     """Adds the arrays of a couple, and what is wrong with them."""
     target, source = couple.target, couple.source
-    given = {slot.part: slot for slot in source.slots}
+    draft.mentioned.update(key_of(slot) for slot in source.slots)
+    if couple.pairs:
+        _add_known(draft, couple)
+        return
+    refusals = [*_refusals(couple)]
+    if refusals:
+        draft.problems.extend(refusals)
+        return
+    given: dict[str, Slot] = {}
+    for slot in source.slots:
+        given.setdefault(slot.part, slot)
+    wanted: set[str] = set()
     for slot in target.slots:
         if slot.value is not None:
             draft.constants[slot.path] = slot.value
-        elif slot.part not in given:
-            draft.problems.append(_missing(slot, couple, leaves[slot.path].shape))
-        else:
-            _add_array(draft, couple, given[slot.part], slot, leaves[slot.path].shape, shapes)
-    wanted = {slot.part for slot in target.slots}
+            continue
+        for number, part in enumerate(slot.part.split(SUM)):
+            wanted.add(part)
+            rest = slot if number == 0 else replace(slot, offset=0.0)  # a sum has it once
+            if part not in given:
+                draft.problems.append(_missing(slot, part, couple, leaves[slot.path].shape))
+            else:
+                _add_array(draft, couple, given[part], rest, leaves[slot.path].shape, shapes)
+    folds = "weight" in wanted and "weight" not in given
     for slot in source.slots:
-        if slot.part not in wanted:
+        if slot.part not in wanted and not (folds and slot.part.startswith("weight.")):
+            why = dict(target.fixed).get(slot.part)
             draft.left_over[key_of(slot)] = (
-                f"{key_of(slot)}: left over: {place_of(target)} has no {slot.part}; type strict=False"
-                f" to leave it out"
+                f"{key_of(slot)}: left over: {place_of(target)} has no {slot.part}"
+                f"{f', {why}' if why else ''}; type strict=False to leave it out"
             )
-    draft.mentioned.update(key_of(slot) for slot in source.slots)
     draft.differences.extend(_differences(couple))
+
+
+def _add_known(draft: _Draft, couple: Couple) -> None:
+    """Adds arrays of which it is known where they go."""
+    draft.pairs.extend(couple.pairs)
+    known = {pair.path for pair in couple.pairs}
+    for slot in couple.target.slots:
+        if slot.value is not None:
+            draft.constants[slot.path] = slot.value
+        elif slot.path not in known:
+            draft.problems.append(
+                f"{paths.join(slot.path)}: missing: the forward of the source has nothing like it; if"
+                f" it is there, type rename={{name: {paths.join(slot.path)!r}}}"
+            )
 
 
 def _add_array(
@@ -122,7 +169,7 @@ def _add_array(
 ) -> None:
     key, axes = key_of(given), source_axes(given, couple.source, couple.target)
     try:
-        turned = translation(axes, slot.axes, shape)
+        turned = translation(axes, slot.axes, shape, shapes[key], sizes_of(couple))
     except WeightsError as error:
         draft.problems.append(
             f"{paths.join(slot.path)}: {error}; layers that are stacked or have axes of their own"
@@ -132,7 +179,13 @@ def _add_array(
     if turned.source_shape != shapes[key]:
         draft.problems.append(_wrong_shape(key, axes, shapes[key], turned.source_shape, couple.target))
     else:
-        draft.pairs.append(Pair(key, slot.path, turned, couple.evidence))
+        offset = slot.offset - given.offset
+        draft.pairs.append(Pair(key, slot.path, turned, couple.evidence, offset))
+
+
+def sizes_of(couple: Couple) -> dict[str, int]:
+    """The sizes that no shape shows, from the settings of the two layers."""
+    return {**couple.source.sizes, **couple.target.sizes}
 
 
 def _wrong_shape(key: str, axes: str, came: Shape, wanted: Shape, target: Layer) -> str:
@@ -144,10 +197,13 @@ def _wrong_shape(key: str, axes: str, came: Shape, wanted: Shape, target: Layer)
     )
 
 
-def _missing(slot: Slot, couple: Couple, shape: Shape) -> str:
+def _missing(slot: Slot, part: str, couple: Couple, shape: Shape) -> str:
+    fold = unfolded(slot.part for slot in couple.source.slots) if part == "weight" else None
+    if fold is not None:
+        return f"{paths.join(slot.path)}: the weight of {_source_of(couple)} {fold}"
     row = torch_row(couple.target.kind)
-    names = [s.path for s in row.slots if s.part == slot.part] if row else []
-    key = ".".join(placed(names[0], couple.source.path)) if names else slot.part
+    names = [s.path for s in row.slots if s.part == part] if row else []
+    key = ".".join(placed(names[0], couple.source.path)) if names else part
     return f"{key}: missing; {paths.join(slot.path)} wants {_wanted(couple.target, slot, shape)}"
 
 
@@ -159,15 +215,33 @@ def _wanted(target: Layer, slot: Slot, shape: Shape) -> str:
         return f"shape {shape}"
 
 
-def _differences(couple: Couple) -> Iterator[str]:
-    theirs = dict(couple.source.settings)
-    for name, mine in couple.target.settings:
-        if name == "eps" and name in theirs and theirs[name] != mine:
+def _refusals(couple: Couple) -> Iterator[str]:
+    """What the target cannot be, whatever its arrays: a sentence each."""
+    refused = f"{place_of(couple.target)}: {_source_of(couple)} cannot be loaded:"
+    yield from (f"{refused} {why}" for why in couple.source.refused)
+    fixed, (mine, theirs) = dict(couple.target.fixed), _settings(couple)
+    for name in differing(mine, theirs):
+        if name in fixed:
             yield (
-                f"{place_of(couple.target)}: {name} is {mine}, and {theirs[name]} in"
-                f" {'.'.join(couple.source.path)}: build the model with {theirs[name]}, or type"
-                f" strict=False to keep {mine}"
+                f"{refused} {name} is {shown(theirs[name])} there and {shown(mine[name])} here;"
+                f" {fixed[name]}"
             )
+
+
+def _differences(couple: Couple) -> Iterator[str]:
+    """The settings that are not the same on both sides, and may be left so: a sentence each."""
+    mine, theirs = _settings(couple)
+    for name in differing(mine, theirs):
+        one, other = shown(mine[name]), shown(theirs[name])
+        decides = " (which is equal for some sizes of the input alone)" if SAME in (one, other) else ""
+        yield (
+            f"{place_of(couple.target)}: {name} is {one}, and {other} in {_source_of(couple)}{decides}:"
+            f" build the model with {other}, or type strict=False to keep {one}"
+        )
+
+
+def _settings(couple: Couple) -> tuple[dict[str, Any], dict[str, Any]]:
+    return dict(couple.target.settings), dict(couple.source.settings)
 
 
 def _add_rest(

@@ -14,17 +14,23 @@ HEADLINE = ("key", "path", "axes", "shape", "evidence")
 
 @dataclass(frozen=True)
 class Pair:
-    """One array of the source, the place it goes to, how its axes are turned, and why."""
+    """One array of the source, the place it goes to, how its axes are turned, and why.
+
+    `offset` is added to its numbers. Pairs with one path fill a part of the array each; those that fill
+    the same part are added up.
+    """
 
     key: str
     path: Path
     translation: Translation
     evidence: str
+    offset: float = 0.0
 
     def row(self) -> tuple[str, ...]:
         """The pair as a line of the table; the shape is that in the Module."""
         shape = "x".join(map(str, self.translation.target_shape)) or "()"
-        return self.key, paths.join(self.path), str(self.translation), shape, self.evidence
+        axes = str(self.translation) + (f", {self.offset:+g}" if self.offset else "")
+        return self.key, paths.join(self.path), axes, shape, self.evidence
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,13 @@ class Match:
     differences: tuple[str, ...]
     problems: tuple[str, ...]
 
+    def by_path(self) -> Mapping[Path, Sequence[Pair]]:
+        """The pairs of each place."""
+        found: dict[Path, list[Pair]] = {}
+        for pair in self.pairs:
+            found.setdefault(pair.path, []).append(pair)
+        return found
+
     @property
     def complete(self) -> bool:
         """Whether every place has its key, and every key its place."""
@@ -58,7 +71,7 @@ class Match:
         lines = table([HEADLINE, *(pair.row() for pair in self.pairs)])
         lines += [f"{paths.join(path)} is set to {value}" for path, value in self.constants.items()]
         lines += [f"{key}: not loaded, {reason}" for key, reason in self.unused.items()]
-        lines += [f"{len(self.pairs)} arrays find their places."]
+        lines += [f"{len({pair.path for pair in self.pairs})} arrays find their places."]
         complaints = self.complaints()
         if complaints:
             lines += [f"{len(complaints)} problems:", *(f"  {line}" for line in complaints)]

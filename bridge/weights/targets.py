@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,7 +47,7 @@ def targets_of(module: Any) -> Targets:
             f" module = module.init(key, *sample) first"
         )
     leaves = {e.path: Leaf(tuple(e.value.shape), e.value.dtype) for e in found}
-    layers = tuple(layer for layer in _layers(module, leaves) if layer.slots)
+    layers = _outermost(layer for layer in _layers(module, leaves) if layer.slots)
     covered = {slot.path for layer in layers for slot in layer.slots}
     own = tuple(
         array_layer(entry.path)
@@ -55,6 +55,31 @@ def targets_of(module: Any) -> Targets:
         if entry.kind.name == "parameter" and entry.path not in covered
     )
     return Targets(layers + own, leaves)
+
+
+def _outermost(layers: Iterable[Layer]) -> tuple[Layer, ...]:
+    """The layers without those all of whose arrays another has as well: the parts of a cell."""
+    found = list(layers)
+    holders: dict[Path, list[Layer]] = {}
+    for layer in found:
+        for path in {slot.path for slot in layer.slots}:
+            holders.setdefault(path, []).append(layer)
+
+    def inside(layer: Layer) -> bool:
+        own = _arrays(layer)
+        others = (one for one in holders[layer.slots[0].path] if one is not layer)
+        return any(own < _arrays(one) or (own == _arrays(one) and _outer(one, layer)) for one in others)
+
+    return tuple(layer for layer in found if not inside(layer))
+
+
+def _arrays(layer: Layer) -> set[Path]:
+    return {slot.path for slot in layer.slots}
+
+
+def _outer(one: Layer, other: Layer) -> bool:
+    """Whether a layer's path is shorter; a segment of Haiku's may be several."""
+    return len("/".join(one.path)) < len("/".join(other.path))
 
 
 def array_layer(path: Path) -> Layer:

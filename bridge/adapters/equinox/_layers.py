@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -12,9 +13,9 @@ import jax
 import numpy as np
 from jax.tree_util import GetAttrKey, tree_flatten_with_path, tree_map_with_path
 
-from bridge.adapters.equinox._dialect import ROWS
+from bridge.adapters.equinox._dialect import HEADS, REPARAMETRISED, ROWS
 from bridge.core.errors import ModelError, listed
-from bridge.core.layers import Layer, row_of
+from bridge.core.layers import Layer, Row, class_names, reparametrised, row_of
 from bridge.core.leaves import is_array, segments
 from bridge.core.libraries import is_foreign
 from bridge.core.paths import ROOT, Path, join
@@ -30,14 +31,34 @@ def layers(model: eqx.Module) -> tuple[Layer, ...]:
     keyed, _ = tree_flatten_with_path(model, is_leaf=_known)
     found: list[Layer] = []
     for keys, part in keyed:
-        row = row_of(part, ROWS)
+        row = _row(part)
         if row is not None:
             found.append(row.layer(segments(keys), part))
-    return tuple(found)
+    heads = _heads(model)
+    return tuple(
+        replace(layer, settings=(*layer.settings, *heads.get(layer.path, ()))) for layer in found
+    )
+
+
+def _heads(model: Any) -> dict[Path, tuple[tuple[str, Any], ...]]:
+    """How many heads the layers inside of an attention have, as a setting, by path."""
+    found: dict[Path, tuple[tuple[str, Any], ...]] = {}
+    for path, part in parts(model):
+        names = (name for cls in class_names(part) for name in HEADS.get(cls, ()))
+        found |= {(*path, name): (("heads", vars(part)["num_heads"]),) for name in names}
+    return found
+
+
+def _row(part: Any) -> Row | None:
+    form = row_of(part, REPARAMETRISED)
+    row = row_of(part.layer, ROWS) if form is not None else row_of(part, ROWS)
+    if form is None or row is None:
+        return row
+    return reparametrised(row, "layer", ("*", "layer"), form.kind, form.slots)
 
 
 def _known(part: Any) -> bool:
-    return row_of(part, ROWS) is not None
+    return _row(part) is not None
 
 
 def parts(model: Any, path: Path = ROOT) -> Iterator[tuple[Path, eqx.Module]]:

@@ -146,7 +146,7 @@ class EquinoxModule(Wrapped):
     @plain
     def layers(self) -> tuple[Layer, ...]:
         """The layers of the model, their paths below this module."""
-        return layers(self.model.value.model)
+        return layers(self._model(None))
 
     @plain
     def model_class(self) -> type:

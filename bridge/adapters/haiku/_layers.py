@@ -17,7 +17,7 @@ import haiku as hk
 import jax
 
 import bridge.core.paths as paths
-from bridge.adapters.haiku._dialect import ROLES, ROWS
+from bridge.adapters.haiku._dialect import HEADS, ROLES, ROWS
 from bridge.core.errors import TraceError
 from bridge.core.frames import Frame
 from bridge.core.layers import Layer, class_names, row_of
@@ -32,6 +32,7 @@ def observed(init: Callable[[], tuple[Any, Any]]) -> tuple[tuple[Any, Any], tupl
     """The params and state that `init` makes, and the layers that it runs through, each once."""
     seen: dict[str, list[tuple[Layer, Any]]] = {}
     roles: dict[str, str] = {}
+    heads: dict[str, tuple[tuple[str, Any], ...]] = {}
 
     def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
@@ -40,11 +41,15 @@ def observed(init: Callable[[], tuple[Any, Any]]) -> tuple[tuple[Any, Any], tupl
         name, row = module.module_name, row_of(module, ROWS)
         for cls in class_names(module):
             roles.update({f"{name}/{part}": role for part, role in ROLES.get(cls, {}).items()})
+            for part in HEADS.get(cls, ()):
+                heads[f"{name}/{part}"] = (("heads", module.num_heads),)
         if row is None:
             return call(*args, **kwargs)
         sightings = seen.setdefault(name, [])
         out = call(*args, **kwargs)
-        layer = replace(row.layer((name,), module), role=roles.get(name, ""))
+        layer = row.layer((name,), module)
+        settings = (*layer.settings, *heads.get(name, ()))
+        layer = replace(layer, role=roles.get(name, ""), settings=settings)
         sightings.append((layer, hk.get_params().get(name, {})))
         return out
 

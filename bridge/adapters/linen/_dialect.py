@@ -1,72 +1,38 @@
 """How Linen names the arrays of a layer and orders their axes."""
 
-from bridge.core.layers import Row, slot
-
-
-def _axes(word: str, count: int) -> str:
-    """One axis, or the parts of one: two are called as attention means them, heads and features."""
-    if count == 1:
-        return word
-    names = ("heads", "features") if count == 2 else (f"{word}{n}" for n in range(1, count + 1))
-    return " ".join(f"{word}:{name}" for name in names)
-
-
-def general_linear(inputs: int, outputs: int) -> Row:
-    """The row of a DenseGeneral that contracts so many axes into so many."""
-    ins, outs = _axes("in", inputs), _axes("out", outputs)
-    return Row(
-        kind="linear",
-        classes=("flax.DenseGeneral",),
-        slots=(slot("weight", "params.*.kernel", f"{ins} {outs}"), slot("bias", "params.*.bias", outs)),
-        settings={},
-    )
-
+from bridge.core.flax_rows import GATED, LSTM_BY_GATE, rows
+from bridge.core.layers import Row, gated, slot
 
 ROWS = (
+    *rows(linear="flax.Dense"),
     Row(
-        kind="linear",
-        classes=("flax.Dense",),
-        slots=(slot("weight", "params.*.kernel", "in out"), slot("bias", "params.*.bias", "out")),
-        settings={},
+        kind="lstm",
+        # Both name their arrays alike; OptimizedLSTMCell puts them together when it is called.
+        classes=("flax.LSTMCell", "flax.OptimizedLSTMCell"),
+        slots=LSTM_BY_GATE,
+        settings=GATED,
     ),
     Row(
-        kind="embedding",
-        classes=("flax.Embed",),
-        slots=(slot("weight", "params.*.embedding", "vocab features"),),
-        settings={},
-    ),
-    Row(
-        kind="layer norm",
-        classes=("flax.LayerNorm",),
+        kind="gru",
+        classes=("flax.GRUCell",),
         slots=(
-            slot("weight", "params.*.scale", "*features"),
-            slot("bias", "params.*.bias", "*features"),
+            *gated("rzn", "weight_ih.{gate}", "params.*.i{gate}.kernel", "in hidden"),
+            *gated("rzn", "weight_hh.{gate}", "params.*.h{gate}.kernel", "state hidden"),
+            *gated("rz", "bias_ih.{gate}+bias_hh.{gate}", "params.*.i{gate}.bias", "hidden"),
+            # The reset gate multiplies what comes of the state, its bias with it.
+            slot("bias_ih.n", "params.*.in.bias", "hidden"),
+            slot("bias_hh.n", "params.*.hn.bias", "hidden"),
         ),
-        settings={"eps": "epsilon"},
+        settings=GATED,
     ),
     Row(
-        kind="convolution",
-        classes=("flax.Conv",),
+        kind="rnn",
+        classes=("flax.SimpleCell",),
         slots=(
-            slot("weight", "params.*.kernel", "*spatial in out"),
-            slot("bias", "params.*.bias", "out"),
+            slot("weight_ih", "params.*.i.kernel", "in hidden"),
+            slot("weight_hh", "params.*.h.kernel", "state hidden"),
+            slot("bias_ih+bias_hh", "params.*.i.bias", "hidden"),
         ),
-        settings={
-            "groups": "feature_group_count",
-            "stride": "strides",
-            "dilation": "kernel_dilation",
-            "padding": "padding",
-        },
-    ),
-    Row(
-        kind="batch norm",
-        classes=("flax.BatchNorm",),
-        slots=(
-            slot("weight", "params.*.scale", "features"),
-            slot("bias", "params.*.bias", "features"),
-            slot("mean", "state.batch_stats.*.mean", "features"),
-            slot("variance", "state.batch_stats.*.var", "features"),
-        ),
-        settings={"eps": "epsilon", "decay": "momentum"},
+        settings={"activation": "activation_fn"},
     ),
 )

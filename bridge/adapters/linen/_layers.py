@@ -12,8 +12,9 @@ import flax.linen as nn
 import jax
 
 import bridge.core.paths as paths
-from bridge.adapters.linen._dialect import ROWS, general_linear
+from bridge.adapters.linen._dialect import ROWS
 from bridge.core.errors import MissingRngError, ModelError, TraceError
+from bridge.core.flax_rows import general_linear, weight_normed
 from bridge.core.frames import Frame, current_trace
 from bridge.core.layers import Layer, Row, row_of
 from bridge.core.paths import Path
@@ -336,8 +337,17 @@ def named(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def _row(module: nn.Module) -> Row | None:
+    if isinstance(module, nn.WeightNorm):
+        layer = module.layer_instance
+        row = _row(layer)
+        # flax/linen/normalization.py: it names a scale by the layer's name and the array's path in it.
+        return row and weight_normed(
+            row, layer.path, ("params", *module.path, f"{layer.name}/kernel/scale")
+        )
     if isinstance(module, nn.DenseGeneral):
-        return general_linear(_count(module.axis), _count(module.features))
+        return general_linear(
+            "flax.DenseGeneral", "features", _count(module.axis), _count(module.features)
+        )
     return row_of(module, ROWS)
 
 

@@ -1,72 +1,55 @@
 """How NNX names the arrays of a layer and orders their axes."""
 
-from bridge.core.layers import Row, slot
+from dataclasses import replace
 
-
-def _axes(word: str, count: int) -> str:
-    """One axis, or the parts of one: two are called as attention means them, heads and features."""
-    if count == 1:
-        return word
-    names = ("heads", "features") if count == 2 else (f"{word}{n}" for n in range(1, count + 1))
-    return " ".join(f"{word}:{name}" for name in names)
-
-
-def general_linear(inputs: int, outputs: int) -> Row:
-    """The row of a LinearGeneral that contracts so many axes into so many."""
-    ins, outs = _axes("in", inputs), _axes("out", outputs)
-    return Row(
-        kind="linear",
-        classes=("flax.LinearGeneral",),
-        slots=(slot("weight", "params.*.kernel", f"{ins} {outs}"), slot("bias", "params.*.bias", outs)),
-        settings={},
-    )
-
+from bridge.core.flax_rows import GATED, LSTM_BY_GATE, rows
+from bridge.core.layers import Fixed, Row, gated, slot
 
 ROWS = (
+    *rows(linear="flax.Linear"),
     Row(
-        kind="linear",
-        classes=("flax.Linear",),
-        slots=(slot("weight", "params.*.kernel", "in out"), slot("bias", "params.*.bias", "out")),
-        settings={},
-    ),
-    Row(
-        kind="embedding",
-        classes=("flax.Embed",),
-        slots=(slot("weight", "params.*.embedding", "vocab features"),),
-        settings={},
-    ),
-    Row(
-        kind="layer norm",
-        classes=("flax.LayerNorm",),
-        slots=(
-            slot("weight", "params.*.scale", "*features"),
-            slot("bias", "params.*.bias", "*features"),
+        kind="lstm",
+        classes=("flax.LSTMCell",),
+        # An attribute cannot be called `if`.
+        slots=tuple(
+            replace(one, path=tuple("if_" if name == "if" else name for name in one.path))
+            for one in LSTM_BY_GATE
         ),
-        settings={"eps": "epsilon"},
+        settings=GATED,
     ),
     Row(
-        kind="convolution",
-        classes=("flax.Conv",),
+        kind="lstm",
+        classes=("flax.OptimizedLSTMCell",),
         slots=(
-            slot("weight", "params.*.kernel", "*spatial in out"),
-            slot("bias", "params.*.bias", "out"),
+            *gated("ifgo", "weight_ih.{gate}", "params.*.dense_i.kernel", "in ({pick} hidden)"),
+            *gated("ifgo", "weight_hh.{gate}", "params.*.dense_h.kernel", "state ({pick} hidden)"),
+            *gated("ifgo", "bias_ih.{gate}+bias_hh.{gate}", "params.*.dense_h.bias", "({pick} hidden)"),
+        ),
+        settings=GATED,
+    ),
+    Row(
+        kind="gru",
+        classes=("flax.GRUCell",),
+        slots=(
+            *gated("rzn", "weight_ih.{gate}", "params.*.dense_i.kernel", "in ({pick} hidden)"),
+            *gated("rzn", "weight_hh.{gate}", "params.*.dense_h.kernel", "state ({pick} hidden)"),
+            slot("bias_ih.r+bias_hh.r", "params.*.dense_i.bias", "(0of3 hidden)"),
+            slot("bias_ih.z+bias_hh.z", "params.*.dense_i.bias", "(1of3 hidden)"),
+            slot("bias_ih.n", "params.*.dense_i.bias", "(2of3 hidden)"),
         ),
         settings={
-            "groups": "feature_group_count",
-            "stride": "strides",
-            "dilation": "kernel_dilation",
-            "padding": "padding",
+            **GATED,
+            "bias_hh.n": Fixed(0, "and gives the same only where that is 0; flax.linen.GRUCell has it"),
         },
     ),
     Row(
-        kind="batch norm",
-        classes=("flax.BatchNorm",),
+        kind="rnn",
+        classes=("flax.SimpleCell",),
         slots=(
-            slot("weight", "params.*.scale", "features"),
-            slot("bias", "params.*.bias", "features"),
-            slot("mean", "state.batch_stats.*.mean", "features"),
-            slot("variance", "state.batch_stats.*.var", "features"),
+            slot("weight_ih", "params.*.dense_i.kernel", "in hidden"),
+            slot("weight_hh", "params.*.dense_h.kernel", "state hidden"),
+            slot("bias_ih+bias_hh", "params.*.dense_i.bias", "hidden"),
         ),
-        settings={"eps": "epsilon", "decay": "momentum"},
+        settings={"activation": "activation_fn"},
     ),
 )

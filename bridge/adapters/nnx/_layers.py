@@ -14,8 +14,9 @@ import numpy as np
 from flax import nnx
 
 import bridge.core.paths as paths
-from bridge.adapters.nnx._dialect import ROWS, general_linear
+from bridge.adapters.nnx._dialect import ROWS
 from bridge.core.errors import FieldError
+from bridge.core.flax_rows import general_linear, weight_normed
 from bridge.core.frames import Frame
 from bridge.core.layers import Layer, Row, row_of
 from bridge.core.leaves import as_array
@@ -32,6 +33,8 @@ HEARD = "_pytree__heard"
 # nnx.Module.sow passes a value by where it finds this empty, and else grows the module.
 _CAPTURES = "__captures__"
 _OUTPUT = ("", "")
+# flax/nnx/nn/normalization.py: a WeightNorm's scales have a type in newer releases alone.
+_SCALES = ((PARAMS, "*", "scales", "kernel"), ("state", ARRAYS, "*", "scales", "kernel"))
 _ASSIGNED = "is no Variable and was assigned"
 
 
@@ -49,8 +52,13 @@ def layers(model: nnx.Module) -> tuple[Layer, ...]:
 
 
 def _row(module: nnx.Module) -> Row | None:
+    if isinstance(module, nnx.WeightNorm):
+        row = _row(module.layer_instance)
+        return row and weight_normed(row, ("*", "layer_instance"), *_SCALES)
     if isinstance(module, nnx.LinearGeneral):
-        return general_linear(_count(module.axis), _count(module.out_features))
+        return general_linear(
+            "flax.LinearGeneral", "out_features", _count(module.axis), _count(module.out_features)
+        )
     return row_of(module, ROWS)
 
 
