@@ -45,7 +45,7 @@ BENCHMARKS := benchmarks/dispatch.py benchmarks/tracing.py benchmarks/torch_spee
 # XLA compiles much quicker so; the numbers are the same up to rounding.
 NUMBERS := XLA_FLAGS=--xla_backend_optimization_level=0
 
-.PHONY: help demo test check bench proof
+.PHONY: help demo test check fuzz bench proof
 .NOTPARALLEL:
 
 help:  ## this list
@@ -70,6 +70,10 @@ check: $(TEST) $(CHECK)  ## lint, format, types
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/pyright
+
+# Readers of files against damage that nobody thought of; the ordinary tests do not collect these.
+fuzz: $(TEST)  ## broken and malicious files, some minutes of them
+	@.venv/bin/python -m pytest -n $(WORKERS) tests/fuzz/readers.py
 
 bench: $(TEST)  ## every timing
 	@set -e; for benchmark in $(BENCHMARKS); do echo "$$benchmark"; .venv/bin/python "$$benchmark"; done

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -13,9 +13,10 @@ import bridge.core.paths as paths
 from bridge.core.errors import WeightsError, listed
 from bridge.core.paths import Path
 from bridge.core.tree import map_entries
-from bridge.weights.matching import match_source
+from bridge.weights.finite import warn_of_non_finite
+from bridge.weights.matching import match_source, model_of
 from bridge.weights.report import Match, Pair
-from bridge.weights.sources import Source, Tensor, open_source
+from bridge.weights.sources import Source, open_source
 from bridge.weights.targets import Leaf, targets_of
 
 M = TypeVar("M")
@@ -30,19 +31,23 @@ def load_state_dict(
     strict: bool = True,
     dtype: Any = None,
     sharding: jax.sharding.Sharding | Callable[[str], jax.sharding.Sharding] | None = None,
+    inputs: Sequence[Any] | None = None,
 ) -> M:
     """The module with PyTorch weights in it, each turned into the layout of its own library.
 
-    `source` is a mapping of names to arrays or tensors, a `torch.nn.Module`, or the path of a
-    `.safetensors` file; it is never changed, and what somebody else can still write to is copied.
-    `rename` is that of `match`, whose plan this follows. With `strict=False` keys may be left over and
-    hyper-parameters differ; a place without a key is an error always.
+    `source` is a mapping of names to arrays or tensors, a `torch.nn.Module`, or a path: a
+    `.safetensors`, `.pt`, `.pth`, `.bin` or `.msgpack` file, the index of a sharded one, or a folder.
+    No code of a file is run. The source is never changed, and what somebody else can still write to is
+    copied; a file may be mapped, and must not be overwritten in place while the arrays are in use.
+    `rename` and `inputs` are those of `match`, whose plan this follows. With `strict=False` keys may be
+    left over and hyper-parameters differ; a place without a key is an error always.
 
     Nothing is cast by itself: with `dtype=None` the source has the module's dtypes, or it is an error.
     "source" keeps those of the source, "module" casts to the module's, any dtype casts floating
     numbers to it. `sharding` says where the arrays go, one for all or a function of the path.
 
-    Raises WeightsError with everything that does not fit; then nothing is loaded.
+    Raises WeightsError with everything that does not fit; then nothing is loaded. Warns of numbers that
+    are NaN or infinite.
 
     >>> import bridge as br, equinox as eqx, jax, numpy as np
     >>> linear = br.from_equinox(eqx.nn.Linear(2, 1, use_bias=False, key=jax.random.key(0)))
@@ -51,12 +56,13 @@ def load_state_dict(
     53.0
     """
     opened = open_source(source)
-    match = match_source(module, opened, rename or {})
+    match = match_source(module, opened, rename or {}, model_of(source, inputs), inputs)
     leaves = targets_of(module).leaves
     problems = [*match.complaints(strict), *_wrong_dtypes(match, opened, leaves, dtype)]
     if problems:
         raise WeightsError(f"these weights do not fit the Module:\n{listed(problems)}")
     arrays = dict(_arrays(match, opened, leaves, dtype))
+    warn_of_non_finite({paths.join(path): array for path, array in arrays.items()}, stacklevel=2)
     placed = {path: _placed(array, path, sharding) for path, array in arrays.items()}
     return map_entries(module, lambda path, leaf: placed.get(path, leaf))
 
@@ -98,20 +104,29 @@ def _sort(dtype: np.dtype) -> str:
 def _arrays(
     match: Match, source: Source, leaves: Mapping[Path, Leaf], dtype: Any
 ) -> Iterator[tuple[Path, np.ndarray]]:
-    for pair in match.pairs:
-        tensor = source.tensors[pair.key]
-        wanted = _wanted_dtype(tensor.dtype, leaves[pair.path].dtype, dtype)
-        yield pair.path, _array(pair, tensor, wanted)
+    for path, pairs in match.by_path().items():
+        came = jnp.result_type(*(source.tensors[pair.key].dtype for pair in pairs))
+        yield path, _array(pairs, source, _wanted_dtype(came, leaves[path].dtype, dtype))
     for path, value in match.constants.items():
         yield path, np.full(leaves[path].shape, value, leaves[path].dtype)
 
 
-def _array(pair: Pair, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
+def _array(pairs: Sequence[Pair], source: Source, dtype: np.dtype) -> np.ndarray:
     """The translated array, in memory that nobody else can write to."""
-    came = tensor.read()
-    array = np.ascontiguousarray(pair.translation(came)).astype(dtype, copy=False)
-    array = array.reshape(pair.translation.target_shape)  # ascontiguousarray makes () into (1,)
-    return array.copy() if tensor.shared and np.may_share_memory(array, came) else array
+    first, tensor = pairs[0], source.tensors[pairs[0].key]
+    if len(pairs) == 1 and first.translation.fills and not first.offset:
+        came = tensor.read()
+        array = np.ascontiguousarray(first.translation(came)).astype(dtype, copy=False)
+        array = array.reshape(first.translation.target_shape)  # ascontiguousarray makes () into (1,)
+        return array.copy() if tensor.shared and np.may_share_memory(array, came) else array
+    array = np.empty(first.translation.target_shape, dtype)
+    filled: set[Any] = set()
+    for pair in pairs:
+        came = source.tensors[pair.key].read()
+        came = came + np.asarray(pair.offset, came.dtype) if pair.offset else came
+        pair.translation.put(came, array, add=pair.translation.region in filled)
+        filled.add(pair.translation.region)
+    return array
 
 
 def _placed(array: np.ndarray, path: Path, sharding: Any) -> jax.Array:

@@ -5,51 +5,46 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-import bridge.core.tensorfile as tensorfile
 from bridge.core.errors import WeightsError
 from bridge.core.layers import Layer
+from bridge.weights.files import checkpoint, eqx, folder, msgpack, orbax, safetensors, state_dict
+from bridge.weights.tensors import Source, Tensor
 
 SUPPORTED = (
-    "a mapping of names to arrays or tensors, a torch.nn.Module, or the path of a .safetensors file"
+    "a mapping of names to arrays or tensors, a torch.nn.Module, or the path of a .safetensors, .pt,"
+    " .pth, .bin or .msgpack file, of the index of a sharded one, or of a folder"
 )
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """One array of a source: its shape, its dtype, and how to read it.
-
-    `read()` gives memory that nobody but the caller can write to, unless `shared`.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    read: Callable[[], np.ndarray]
-    shared: bool = False
+def _of_checkpoint(path: Path) -> Source:
+    return state_dict.found(checkpoint.read(path), path)
 
 
-@dataclass(frozen=True)
-class Source:
-    """Arrays by their keys, and the layers they belong to where the source is a live model."""
+READERS: Mapping[str, Callable[[Path], Source]] = {
+    ".safetensors": safetensors.read,
+    **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt", ".tar"), _of_checkpoint),
+    ".msgpack": msgpack.read,
+}
 
-    tensors: Mapping[str, Tensor]
-    layers: tuple[Layer, ...] | None = None
 
-
-def open_source(source: Any) -> Source:
+def open_source(source: Any, like: Any = None) -> Source:
     """The arrays of whatever `load_state_dict` takes; of a file the header alone is read.
+
+    No code of a file is ever run. `like` is the equinox model that a .eqx file, which has no names, was
+    saved from.
 
     Raises WeightsError for what it does not take and for a missing file, CheckpointError for a file
     that is damaged.
     """
     if isinstance(source, (str, os.PathLike)):
-        return _of_file(Path(source))
+        return _of_path(Path(source), like)
     if isinstance(source, Mapping):
         return Source({str(key): _of_value(str(key), value) for key, value in source.items()})
     torch = sys.modules.get("torch")  # without it, nothing of torch's can have come in
@@ -71,7 +66,9 @@ def _of_value(key: str, value: Any) -> Tensor:
             f"{key}: holds a {type(value).__name__}; weights are arrays of NumPy or JAX, or tensors"
         )
     # A jax.Array never changes; what else there is, its owner can write to.
-    return Tensor(array.shape, array.dtype, lambda: array, shared=not isinstance(value, jax.Array))
+    is_shared = not isinstance(value, jax.Array)
+    place = (array.ctypes.data, array.shape, array.strides, array.dtype) if array.size else None
+    return Tensor(array.shape, array.dtype, lambda: array, is_shared, place)
 
 
 def _of_torch(model: Any) -> Source:
@@ -86,25 +83,33 @@ def _present(layer: Layer, tensors: Mapping[str, Tensor]) -> Layer:
     return replace(layer, slots=tuple(s for s in layer.slots if ".".join(s.path) in tensors))
 
 
-def _of_file(path: Path) -> Source:
-    if path.suffix != ".safetensors":
-        kind = "a folder" if path.is_dir() else f"a {path.suffix or 'nameless'} file"
-        raise WeightsError(f"{path}: weights come from {SUPPORTED}; this is {kind}")
+def _of_path(path: Path, like: Any) -> Source:
+    if path.is_dir():
+        if orbax.is_orbax(path):
+            return orbax.read(path)
+        files = folder.chosen(path, READERS)
+        source = folder.merged(path, {one.name: _of_file(one) for one in files})
+        return replace(_unwrapped(source, files[0]), config=folder.config_of(path))
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such file")
-    with path.open("rb") as file:
-        header = tensorfile.read_header(file)
-    return Source(
-        {
-            key: Tensor(place.shape, place.dtype, _reader(path, place))
-            for key, place in header.tensors.items()
-        }
-    )
+    if path.suffix == ".eqx":
+        return eqx.read(path, like)
+    return replace(_unwrapped(_of_file(path), path), config=folder.config_of(path.parent))
 
 
-def _reader(path: Path, place: tensorfile.Tensor) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
-        with path.open("rb") as file:
-            return tensorfile.read(file, place)
+def _unwrapped(source: Source, path: Path) -> Source:
+    """The source without the prefix of a wrapper, which torch's models have and Flax's do not."""
+    return source if ".msgpack" in path.suffixes else state_dict.unwrapped(source)
 
-    return read
+
+def _of_file(path: Path) -> Source:
+    if path.name.endswith(folder.INDEX):
+        return folder.indexed(path, _of_plain_file)
+    return _of_plain_file(path)
+
+
+def _of_plain_file(path: Path) -> Source:
+    if path.suffix not in READERS:
+        kind = f"a {path.suffix or 'nameless'} file"
+        raise WeightsError(f"{path}: weights come from {SUPPORTED}; this is {kind}")
+    return READERS[path.suffix](path)

@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import bridge as br
+from bridge.core.errors import WeightsWarning
 
 
 class Dense(br.Module):
@@ -91,7 +92,8 @@ def test_bfloat16_keeps_its_bits(tmp_path, kind):
     source["bias"][:3] = np.array([np.nan, -0.0, np.inf], ml_dtypes.bfloat16)
     save_file(source, tmp_path / "model.safetensors")
     given = tmp_path / "model.safetensors" if kind == "file" else source
-    module = br.load_state_dict(Dense(dtype=jnp.bfloat16), given)
+    with pytest.warns(WeightsWarning):
+        module = br.load_state_dict(Dense(dtype=jnp.bfloat16), given)
     assert module.bias.dtype == jnp.bfloat16
     assert {key: bits(getattr(module, key)) for key in source} == {
         key: bits(array) for key, array in source.items()
@@ -188,25 +190,35 @@ def test_what_a_user_froze_stays_frozen():
 
 SUPPORTED = (
     "weights come from a mapping of names to arrays or tensors, a torch.nn.Module, or the path of a"
-    " .safetensors file;"
+    " .safetensors, .pt, .pth, .bin or .msgpack file, of the index of a sharded one, or of a folder;"
 )
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("model.pt", "{path}: " + SUPPORTED + " this is a .pt file"),
+        ("model.onnx", "{path}: " + SUPPORTED + " this is a .onnx file"),
         ("model", "{path}: " + SUPPORTED + " this is a nameless file"),
-        ("none.safetensors", "{path}: there is no such file"),
     ],
 )
 def test_a_path_that_cannot_be_read(tmp_path, name, text):
     path = tmp_path / name
+    assert refused(Dense(), path) == f"{path}: there is no such file"
+    path.touch()
     assert refused(Dense(), path) == text.format(path=path)
 
 
-def test_a_folder_is_named_as_one(tmp_path):
-    assert refused(Dense(), tmp_path) == f"{tmp_path}: {SUPPORTED} this is a folder"
+def test_a_file_of_torch_is_loaded(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "model.pt"
+    tensors = {key: torch.from_numpy(array) for key, array in weights().items()}
+    torch.save({"state_dict": tensors, "epoch": 3}, path)
+    module = br.load_state_dict(Dense(), path)
+    np.testing.assert_array_equal(module.weight, weights()["weight"])
+
+
+def test_a_folder_without_weights(tmp_path):
+    assert refused(Dense(), tmp_path) == (f"{tmp_path}: there is no file of weights in this folder")
 
 
 def test_a_damaged_file(tmp_path):
@@ -237,3 +249,20 @@ def test_arrays_of_jax_and_tensors_beside_each_other():
     module = br.load_state_dict(Dense(), mixed)
     np.testing.assert_array_equal(module.weight, source["weight"])
     np.testing.assert_array_equal(module.bias, source["bias"])
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [(np.nan, "1 NaN and 0 infinite"), (np.inf, "0 NaN and 1 infinite")]
+)
+def test_numbers_that_are_not_finite_are_warned_of(value, told):
+    held = weights()
+    held["weight"] = held["weight"].copy()
+    held["weight"].flat[3] = value
+    module = Dense().init(jax.random.key(0))
+    with pytest.warns(WeightsWarning) as caught:
+        module = br.load_state_dict(module, held)
+    assert str(caught[0].message) == (
+        "these weights hold numbers that are not finite; they were loaded as they are:\n"
+        f"  weight: {told} of {held['weight'].size}"
+    )
+    assert caught[0].filename == __file__

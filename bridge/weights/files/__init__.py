@@ -1,0 +1,1 @@
+"""The formats of files that hold weights, one in each module; headers are read, arrays later."""
