@@ -106,6 +106,11 @@ def broken_rules(one: Import) -> Iterator[str]:
                 yield "above the lowering"
             if third_party and one.library not in CORE:
                 yield "not a library of core"
+        case ["bridge", "dataflow", *_]:
+            if inside and not within(one.target, "bridge.core", "bridge.dataflow"):
+                yield "above the dataflow"
+            if third_party and one.library not in CORE:
+                yield "not a library of core"
         case ["bridge", "capture", *_]:
             if inside and not within(one.target, "bridge.core", "bridge.lowering", "bridge.capture"):
                 yield "above the capture"
@@ -168,6 +173,12 @@ BROKEN = {
     ),
     "lowering/program.py: import bridge.capture.marks": (
         "bridge.lowering.program:1 imports bridge.capture.marks: above the lowering"
+    ),
+    "dataflow/reading.py: import bridge.weights.match": (
+        "bridge.dataflow.reading:1 imports bridge.weights.match: above the dataflow"
+    ),
+    "dataflow/tracing.py: import flax": (
+        "bridge.dataflow.tracing:1 imports flax: not a library of core"
     ),
     "capture/marks.py: import bridge.adapters.torch": (
         "bridge.capture.marks:1 imports bridge.adapters.torch: above the capture"

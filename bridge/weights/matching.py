@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 import bridge.core.paths as paths
+from bridge.core.errors import WeightsError
 from bridge.core.layers import Layer, Slot
 from bridge.weights.catalogue import buffer_reason, layers_of
 from bridge.weights.pairing import (
@@ -21,19 +23,29 @@ from bridge.weights.pairing import (
     source_axes,
     torch_axes,
 )
-from bridge.weights.planning import free_arrays, free_layers, planned
+from bridge.weights.planning import free_arrays, free_layers, place_of, planned
 from bridge.weights.renaming import renamed
 from bridge.weights.report import Match
 from bridge.weights.sources import Source, open_source
+from bridge.weights.structure import compared
 from bridge.weights.targets import ARRAY, Targets, array_layer, targets_of
 
 
-def match(module: Any, source: Any, rename: Mapping[Any, str] | None = None) -> Match:
+def match(
+    module: Any,
+    source: Any,
+    rename: Mapping[Any, str] | None = None,
+    inputs: Sequence[Any] | None = None,
+) -> Match:
     """The plan by which `load_state_dict` would load a source into a Module; print it.
 
     `rename` pairs what matching cannot: names of the source and of the Module, in either direction,
     of layers or of arrays: `{"fc_a": "params.Dense_0"}`, `{"h.*.q": "params.blocks.*.query"}`, or a
     compiled regular expression and its template. Of a file nothing but the header is read.
+
+    With a live torch model, `inputs` are what its forward takes: then the programs of both models prove
+    the pairs and how axes are turned, whatever the names, and pairs that only names speak for are
+    those that the programs leave open. The evidence of each pair says which it is.
 
     What does not fit together is in the plan's `problems`. Raises WeightsError for a source, a Module
     or a `rename` that is none.
@@ -44,10 +56,32 @@ def match(module: Any, source: Any, rename: Mapping[Any, str] | None = None) -> 
     >>> br.match(Line(0.0), {"shift": np.ones((), np.float32)}, rename={"shift": "slope"}).problems
     ()
     """
-    return match_source(module, open_source(source), rename or {})
+    return match_source(module, open_source(source), rename or {}, model_of(source, inputs), inputs)
 
 
-def match_source(module: Any, source: Source, rename: Mapping[Any, str]) -> Match:
+def model_of(source: Any, inputs: Sequence[Any] | None) -> Any:
+    """The live torch model that a source is, where there are inputs for it; None without inputs.
+
+    Raises WeightsError for inputs without a model.
+    """
+    if inputs is None:
+        return None
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(source, torch.nn.Module):
+        raise WeightsError(
+            f"inputs are for the forward of a torch.nn.Module; weights from a {type(source).__name__}"
+            f" have none: leave inputs out, or give the model with its weights in it"
+        )
+    return source
+
+
+def match_source(
+    module: Any,
+    source: Source,
+    rename: Mapping[Any, str],
+    model: Any = None,
+    inputs: Sequence[Any] | None = None,
+) -> Match:
     """The plan for an opened source; see `match`."""
     targets = targets_of(module)
     unused = dict(_unused(source))
@@ -55,10 +89,19 @@ def match_source(module: Any, source: Source, rename: Mapping[Any, str]) -> Matc
     sources = [*(source.layers or ()), *_loose(shapes, source.layers or ())]
 
     found = _by_rename(targets, sources, shapes, rename)
+    differences: Sequence[str] = ()
+    if model is not None and inputs is not None:
+        structure = compared(module, model, inputs, targets, sources, shapes)
+        differences = structure.differences
+        known = {id(couple.target) for couple in found}
+        found += [couple for couple in structure.couples if id(couple.target) not in known]
+        unused |= dict(_tied(source, found))
+        shapes = {key: shape for key, shape in shapes.items() if key not in unused}
+        sources = [one for one in sources if all(key_of(slot) in shapes for slot in one.slots)]
     found += _by_same_name(targets, shapes, found)
     found += _by_likeness(targets, sources, shapes, found)
     spare = [sized_source(layer, shapes) for layer in _free_sources(sources, found)]
-    return planned(targets, shapes, found, spare, unused)
+    return planned(targets, shapes, found, spare, unused, differences)
 
 
 def _by_likeness(
@@ -79,6 +122,14 @@ def _unused(source: Source) -> Iterator[tuple[str, str]]:
         reason = buffer_reason(key)
         if reason is not None and np.issubdtype(tensor.dtype, np.integer):
             yield key, reason
+
+
+def _tied(source: Source, couples: Sequence[Couple]) -> Iterator[tuple[str, str]]:
+    """Keys that name an array which is taken under another key."""
+    taken = {key_of(slot) for couple in couples for slot in couple.source.slots}
+    for keys in source.ties:
+        used = [key for key in keys if key in taken]
+        yield from ((key, f"the same array as {used[0]}") for key in keys if used and key not in taken)
 
 
 def _loose(shapes: Mapping[str, Shape], known: Iterable[Layer]) -> tuple[Layer, ...]:
@@ -152,6 +203,7 @@ def _places(layers: Iterable[Layer]) -> dict[str, tuple[Layer, str | None]]:
             found.setdefault(paths.join(slot.path), (layer, slot.part))
             if layer.kind != ARRAY:
                 found.setdefault(paths.join(slot.path[:-1]), (layer, None))
+        found.setdefault(place_of(layer), (layer, None))
         found.setdefault(paths.join(layer.path), (layer, None))
     return found
 

@@ -1,0 +1,195 @@
+"""Pairs that the forward of both models proves: no name is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import bridge.core.paths as paths
+from bridge.core.errors import BridgeError, WeightsError, listed
+from bridge.core.layers import SUM, Layer, Slot
+from bridge.core.paths import Path
+from bridge.core.translation import translation
+from bridge.dataflow.deriving import Derived, derive
+from bridge.dataflow.probing import Divergence, probe
+from bridge.dataflow.proving import Proof
+from bridge.dataflow.tracing import Traced, trace
+from bridge.weights.pairing import Couple, Shape, key_of, source_axes
+from bridge.weights.report import Pair
+from bridge.weights.targets import ARRAY, Targets
+
+PROGRAM = "program"
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What the forward of two models says about their arrays: which is which, and what differs."""
+
+    couples: Sequence[Couple]
+    differences: Sequence[str]
+
+
+def compared(
+    module: Any,
+    model: Any,
+    inputs: Sequence[Any],
+    targets: Targets,
+    sources: Sequence[Layer],
+    shapes: Mapping[str, Shape],
+) -> Structure:
+    """The couples that the programs of a Module and a torch model prove, on one input for both.
+
+    Raises WeightsError where the Module cannot be called with it, LoweringError where the torch model
+    cannot be captured.
+    """
+    mine, theirs = traced(module, inputs), _captured(model, inputs)
+    proof = Proof(mine.flow, theirs.flow)
+    divergence = probe(proof, mine, theirs)
+    found = [one for one in derive(proof.pairs) if isinstance(one, Derived)]
+    arrays: dict[Path, list[Derived]] = {}
+    for one in found:
+        known = arrays.setdefault(one.array.path, [])
+        if all((k.source, k.translation.steps) != (one.source, one.translation.steps) for k in known):
+            known.append(one)
+    pairing = _Couples(arrays, sources, shapes)
+    couples = [couple for layer in targets.layers for couple in pairing.of(layer)]
+    direct = {one.path for couple in couples for one in couple.pairs}
+    own = (one for one in found if one.array.path in direct)  # the tables tell of the others
+    differences = [*dict.fromkeys(_differences(own))]
+    if divergence is not None:
+        differences.append(_diverging(divergence))
+    return Structure(couples, differences)
+
+
+def traced(module: Any, inputs: Sequence[Any]) -> Traced:
+    """A Module's program on a torch model's inputs, their channels last where it wants them so."""
+    given = [_array(one) for one in inputs]
+    last = [jnp.moveaxis(one, 1, -1) if _is_image(one) else one for one in given]
+    errors: list[str] = []
+    for candidate in [given, last] if any(map(_is_image, given)) else [given]:
+        try:
+            return trace(module, candidate)
+        except (BridgeError, TypeError, ValueError, IndexError) as error:
+            shapes = ", ".join(str(one.shape) for one in candidate)
+            errors.append(f"with {shapes}: {str(error).strip().splitlines()[0][:300]}")
+    raise WeightsError(
+        f"the Module cannot be called with these inputs, their axes as they are or the channels last:\n"
+        f"{listed(errors)}"
+    )
+
+
+def _array(value: Any) -> jax.Array:
+    return jnp.asarray(value.detach().numpy() if hasattr(value, "detach") else value)
+
+
+def _is_image(value: jax.Array) -> bool:
+    return value.ndim > 2 and jnp.issubdtype(value.dtype, jnp.floating)
+
+
+def _captured(model: Any, inputs: Sequence[Any]) -> Traced:
+    """The program of a torch model, its arrays under their names."""
+    import torch
+
+    from bridge.adapters.torch import from_torch
+
+    tensors = [v if isinstance(v, torch.Tensor) else torch.from_numpy(np.array(v)) for v in inputs]
+    module = from_torch(model, *tensors, dynamic_batch=False, mode="eval")
+    return trace(module, [_array(tensor) for tensor in tensors])
+
+
+class _Couples:
+    """The layers of a source to which the arrays of a Module's layers are proven to belong."""
+
+    def __init__(
+        self,
+        arrays: Mapping[Path, Sequence[Derived]],
+        sources: Iterable[Layer],
+        shapes: Mapping[str, Shape],
+    ) -> None:
+        self.arrays, self.shapes = arrays, shapes
+        self.holders: dict[str, list[Layer]] = {}
+        for layer in sources:
+            for slot in layer.slots:
+                self.holders.setdefault(key_of(slot), []).append(layer)
+
+    def of(self, target: Layer) -> Iterator[Couple]:
+        """The couple of a layer of the Module; none where nothing is proven of it."""
+        proven = [one for slot in target.slots for one in self.arrays.get(slot.path, ())]
+        if not proven:
+            return
+        evidence = ", ".join(dict.fromkeys(one.evidence for one in proven))
+        for source in dict.fromkeys(layer for one in proven for layer in self._holders(one)):
+            couple = Couple(target, source, evidence)
+            if source.kind == target.kind and not self._against(couple):
+                yield couple
+                return
+        yield Couple(target, _source(proven), evidence, tuple(map(_pair, proven)))
+
+    def _holders(self, one: Derived) -> Sequence[Layer]:
+        return self.holders.get(".".join(one.source.path), ())
+
+    def _against(self, couple: Couple) -> bool:
+        """Whether the tables would put an array of a couple otherwise than the program uses it."""
+        try:
+            return not all(self._agrees(couple, slot) for slot in couple.target.slots)
+        except WeightsError:  # an axis more, as in layers that a scan runs over
+            return True
+
+    def _agrees(self, couple: Couple, slot: Slot) -> bool:
+        """Whether the tables put what is proven of an array where the program uses it."""
+        given = {one.part: one for one in couple.source.slots}
+        sizes = {**couple.source.sizes, **couple.target.sizes}
+        for one in self.arrays.get(slot.path, ()):
+            turned = (
+                translation(
+                    source_axes(given[part], couple.source, couple.target),
+                    slot.axes,
+                    one.array.shape,
+                    self.shapes[key_of(given[part])],
+                    sizes,
+                )
+                for part in slot.part.split(SUM)
+                if part in given and given[part].path == one.source.path
+            )
+            if all(other.steps != one.translation.steps for other in turned):
+                return False
+        return True
+
+
+def _source(proven: Iterable[Derived]) -> Layer:
+    """The arrays of a source that belong together, and to no layer that a table knows."""
+    found = dict.fromkeys(one.source.path for one in proven)
+    return Layer(next(iter(found))[:-1], PROGRAM, tuple(Slot(ARRAY, path, "*axes") for path in found))
+
+
+def _pair(one: Derived) -> Pair:
+    key = ".".join(one.source.path)
+    return Pair(key, one.array.path, one.translation, one.evidence, one.offset)
+
+
+def _differences(found: Iterable[Derived]) -> Iterator[str]:
+    """Where the two programs add another number to a variance."""
+    for one in found:
+        mine, theirs = one.epsilon
+        if mine != theirs:
+            yield (
+                f"{paths.join(one.array.path)}: eps is {mine:.6g}, and {theirs:.6g} in"
+                f" {'.'.join(one.source.path)}: build the model with {theirs:.6g}, or type strict=False"
+                f" to keep {mine:.6g}"
+            )
+
+
+def _diverging(found: Divergence) -> str:
+    mine = [paths.join(use.array.path) for use in found.mine.uses]
+    theirs = [".".join(use.array.path) for use in found.theirs.uses]
+    where = f"before {mine[0]} ({theirs[0]})" if mine and theirs else "in the output"
+    return (
+        f"with the same random weights the two models differ first {where}, by {found.far:.1e} of the"
+        f" value: a padding, an activation, a mask or a constant is another one; mend it, or type"
+        f" strict=False to load all the same"
+    )
