@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from bridge.core.leaves import Tied
 from bridge.core.paths import Path
+from bridge.core.rng import is_key
 from bridge.core.tree import entries, map_entries
 from bridge.dataflow.flow import Flow
 from bridge.dataflow.reading import read
@@ -21,12 +23,17 @@ from bridge.dataflow.walking import INNER
 
 @dataclass(frozen=True)
 class Traced:
-    """The forward of a model in eval mode: its program, the places of its arrays, and what it does."""
+    """The forward of a model in eval mode: its program, the places of its arrays, and its inputs."""
 
     closed: ClosedJaxpr
     arrays: Mapping[Path, Any]
     inputs: Sequence[Any]
-    flow: Flow
+
+    @functools.cached_property
+    def flow(self) -> Flow:
+        """What the program does with its arrays."""
+        names = [f"input {number}" for number in range(len(self.inputs))]
+        return read(self.closed, self.arrays, names)
 
     def observe(self, starts: Iterable[Any]) -> Callable[[Mapping[Path, Any]], dict[Any, np.ndarray]]:
         """A function of arrays that gives the operands of ops of the program: `(op, operand)` -> value.
@@ -65,7 +72,7 @@ def trace(module: Any, inputs: Sequence[Any]) -> Traced:
     arrays = {
         entry.path: entry.value
         for entry in entries(module)
-        if not isinstance(entry.value, Tied) and not _is_key(entry.value)
+        if not isinstance(entry.value, Tied) and not is_key(entry.value)
     }
     leaves, structure = jax.tree.flatten(tuple(inputs))
 
@@ -74,13 +81,7 @@ def trace(module: Any, inputs: Sequence[Any]) -> Traced:
         held = map_entries(module, lambda path, value: given.get(path, value))
         return held.apply(*jax.tree.unflatten(structure, leaves), mode="eval")[0]
 
-    closed = jax.make_jaxpr(forward)(list(arrays.values()), leaves)
-    names = [f"input {number}" for number in range(len(leaves))]
-    return Traced(closed, arrays, leaves, read(closed, arrays, names))
-
-
-def _is_key(value: Any) -> bool:
-    return jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return Traced(jax.make_jaxpr(forward)(list(arrays.values()), leaves), arrays, leaves)
 
 
 def _run(

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from bridge.core.rng import is_key
 from bridge.dataflow.axes import Axis, Dim, dim, parts_of
 from bridge.dataflow.flow import CENTRE, SCALE, SHIFT, VARIANCE, Array, Block, Cut, Feed
 
@@ -71,7 +72,8 @@ def of_array(array: Array) -> Value:
 def constant(value: Any) -> Value:
     """A value that neither arrays nor inputs are in."""
     shape = getattr(value, "shape", ())
-    return Value((None,) * len(shape), number=None if shape else float(value))
+    is_number = not (shape or is_key(value) or jnp.iscomplexobj(value))
+    return Value((None,) * len(shape), number=float(value) if is_number else None)
 
 
 @dataclass

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from bridge.core.paths import Path
 from bridge.core.translation import Atom, Axes, Translation
-from bridge.weights.report import Pair
+from bridge.weights.report import Pair, by_path
 
 PARTS = "parts"
 
@@ -28,10 +27,7 @@ def coalesced(pairs: Sequence[Pair]) -> Iterator[Pair]:
     So the gates of a recurrent layer are one pair where a library stacks them as torch does; an array
     that is a sum of some gates alone keeps them apart.
     """
-    places: dict[Path, list[Pair]] = {}
-    for pair in pairs:
-        places.setdefault(pair.path, []).append(pair)
-    for group in places.values():
+    for group in by_path(pairs).values():
         wholes = [*_wholes(group)]
         yield from group if None in wholes else (pair for pair in wholes if pair is not None)
 

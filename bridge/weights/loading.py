@@ -15,7 +15,7 @@ from bridge.core.paths import Path
 from bridge.core.tree import map_entries
 from bridge.weights.finite import warn_of_non_finite
 from bridge.weights.matching import match_source, model_of
-from bridge.weights.report import Match, Pair
+from bridge.weights.report import Match, Pair, by_path
 from bridge.weights.sources import Source, open_source
 from bridge.weights.targets import Leaf, targets_of
 
@@ -104,7 +104,7 @@ def _sort(dtype: np.dtype) -> str:
 def _arrays(
     match: Match, source: Source, leaves: Mapping[Path, Leaf], dtype: Any
 ) -> Iterator[tuple[Path, np.ndarray]]:
-    for path, pairs in match.by_path().items():
+    for path, pairs in by_path(match.pairs).items():
         came = jnp.result_type(*(source.tensors[pair.key].dtype for pair in pairs))
         yield path, _array(pairs, source, _wanted_dtype(came, leaves[path].dtype, dtype))
     for path, value in match.constants.items():

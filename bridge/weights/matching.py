@@ -72,6 +72,11 @@ def model_of(source: Any, inputs: Sequence[Any] | None) -> Any:
             f"inputs are for the forward of a torch.nn.Module; weights from a {type(source).__name__}"
             f" have none: leave inputs out, or give the model with its weights in it"
         )
+    if not isinstance(inputs, (tuple, list)):
+        raise WeightsError(
+            f"inputs are a tuple of what the forward takes; a {type(inputs).__name__} was given: type"
+            f" inputs=(x,)"
+        )
     return source
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
@@ -27,7 +28,7 @@ from bridge.weights.pairing import (
     source_axes,
     torch_axes,
 )
-from bridge.weights.report import Match, Pair
+from bridge.weights.report import Match, Pair, by_path
 from bridge.weights.targets import ARRAY, Leaf, Targets, array_layer
 
 # So many candidates stand in one sentence.
@@ -148,7 +149,8 @@ def _add(
 def _add_known(draft: _Draft, couple: Couple) -> None:
     """Adds arrays of which it is known where they go."""
     draft.pairs.extend(couple.pairs)
-    known = {pair.path for pair in couple.pairs}
+    known = by_path(couple.pairs)
+    draft.problems.extend(told for pairs in known.values() for told in _faults(pairs))
     for slot in couple.target.slots:
         if slot.value is not None:
             draft.constants[slot.path] = slot.value
@@ -157,6 +159,25 @@ def _add_known(draft: _Draft, couple: Couple) -> None:
                 f"{paths.join(slot.path)}: missing: the forward of the source has nothing like it; if"
                 f" it is there, type rename={{name: {paths.join(slot.path)!r}}}"
             )
+
+
+def _faults(pairs: Sequence[Pair]) -> Iterator[str]:
+    """What is wrong with the pairs of one array: two of them for one place, or none for another."""
+    place, taken = paths.join(pairs[0].path), dict[Any, str]()
+    for pair in pairs:
+        other = taken.setdefault(pair.translation.region, pair.key)
+        if other != pair.key:
+            yield (
+                f"{place}: would be {other} and {pair.key} at once: it is used in two places, and each"
+                f" has its own array in the source; make it two in the Module, or tie the source's"
+            )
+    filled = sum(math.prod(size for _, size, _ in region) for region in taken)
+    size = math.prod(pairs[0].translation.target_shape)
+    if filled < size:
+        yield (
+            f"{place}: only {filled} of its {size} numbers are known to be in the source; the forward"
+            f" does not tell where the others are"
+        )
 
 
 def _add_array(
@@ -234,10 +255,17 @@ def _differences(couple: Couple) -> Iterator[str]:
     for name in differing(mine, theirs):
         one, other = shown(mine[name]), shown(theirs[name])
         decides = " (which is equal for some sizes of the input alone)" if SAME in (one, other) else ""
-        yield (
-            f"{place_of(couple.target)}: {name} is {one}, and {other} in {_source_of(couple)}{decides}:"
-            f" build the model with {other}, or type strict=False to keep {one}"
+        yield differs(
+            place_of(couple.target), name, one, f"{other} in {_source_of(couple)}{decides}", other
         )
+
+
+def differs(place: str, name: str, mine: str, there: str, theirs: str) -> str:
+    """The sentence for a setting that is `mine` at a place; `there` says what it is, and where."""
+    return (
+        f"{place}: {name} is {mine}, and {there}: build the model with {theirs}, or type strict=False"
+        f" to keep {mine}"
+    )
 
 
 def _settings(couple: Couple) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import bridge.core.paths as paths
@@ -33,6 +33,14 @@ class Pair:
         return self.key, paths.join(self.path), axes, shape, self.evidence
 
 
+def by_path(pairs: Iterable[Pair]) -> Mapping[Path, Sequence[Pair]]:
+    """The pairs of each place."""
+    found: dict[Path, list[Pair]] = {}
+    for pair in pairs:
+        found.setdefault(pair.path, []).append(pair)
+    return found
+
+
 @dataclass(frozen=True)
 class Match:
     """A plan: which key of a source goes to which path of a Module.
@@ -50,13 +58,6 @@ class Match:
     differences: tuple[str, ...]
     problems: tuple[str, ...]
 
-    def by_path(self) -> Mapping[Path, Sequence[Pair]]:
-        """The pairs of each place."""
-        found: dict[Path, list[Pair]] = {}
-        for pair in self.pairs:
-            found.setdefault(pair.path, []).append(pair)
-        return found
-
     @property
     def complete(self) -> bool:
         """Whether every place has its key, and every key its place."""
@@ -71,7 +72,7 @@ class Match:
         lines = table([HEADLINE, *(pair.row() for pair in self.pairs)])
         lines += [f"{paths.join(path)} is set to {value}" for path, value in self.constants.items()]
         lines += [f"{key}: not loaded, {reason}" for key, reason in self.unused.items()]
-        lines += [f"{len({pair.path for pair in self.pairs})} arrays find their places."]
+        lines += [f"{len(by_path(self.pairs))} arrays find their places."]
         complaints = self.complaints()
         if complaints:
             lines += [f"{len(complaints)} problems:", *(f"  {line}" for line in complaints)]

@@ -14,12 +14,14 @@ import bridge.core.paths as paths
 from bridge.core.errors import BridgeError, WeightsError, listed
 from bridge.core.layers import SUM, Layer, Slot
 from bridge.core.paths import Path
+from bridge.core.settings import shown
 from bridge.core.translation import translation
 from bridge.dataflow.deriving import Derived, derive
 from bridge.dataflow.probing import Divergence, probe
 from bridge.dataflow.proving import Proof
 from bridge.dataflow.tracing import Traced, trace
 from bridge.weights.pairing import Couple, Shape, key_of, source_axes
+from bridge.weights.planning import differs, sizes_of
 from bridge.weights.report import Pair
 from bridge.weights.targets import ARRAY, Targets
 
@@ -50,7 +52,8 @@ def compared(
     mine, theirs = traced(module, inputs), _captured(model, inputs)
     proof = Proof(mine.flow, theirs.flow)
     divergence = probe(proof, mine, theirs)
-    found = [one for one in derive(proof.pairs) if isinstance(one, Derived)]
+    derived = [one for one in derive(proof.pairs) if isinstance(one, Derived)]
+    found = [one for one in derived if _key(one) in shapes]
     arrays: dict[Path, list[Derived]] = {}
     for one in found:
         known = arrays.setdefault(one.array.path, [])
@@ -60,7 +63,8 @@ def compared(
     couples = [couple for layer in targets.layers for couple in pairing.of(layer)]
     direct = {one.path for couple in couples for one in couple.pairs}
     own = (one for one in found if one.array.path in direct)  # the tables tell of the others
-    differences = [*dict.fromkeys(_differences(own))]
+    unkept = (one for one in derived if _key(one) not in shapes)
+    differences = [*dict.fromkeys((*map(_unkept, unkept), *_differences(own)))]
     if divergence is not None:
         differences.append(_diverging(divergence))
     return Structure(couples, differences)
@@ -131,7 +135,7 @@ class _Couples:
         yield Couple(target, _source(proven), evidence, tuple(map(_pair, proven)))
 
     def _holders(self, one: Derived) -> Sequence[Layer]:
-        return self.holders.get(".".join(one.source.path), ())
+        return self.holders.get(_key(one), ())
 
     def _against(self, couple: Couple) -> bool:
         """Whether the tables would put an array of a couple otherwise than the program uses it."""
@@ -143,7 +147,6 @@ class _Couples:
     def _agrees(self, couple: Couple, slot: Slot) -> bool:
         """Whether the tables put what is proven of an array where the program uses it."""
         given = {one.part: one for one in couple.source.slots}
-        sizes = {**couple.source.sizes, **couple.target.sizes}
         for one in self.arrays.get(slot.path, ()):
             turned = (
                 translation(
@@ -151,7 +154,7 @@ class _Couples:
                     slot.axes,
                     one.array.shape,
                     self.shapes[key_of(given[part])],
-                    sizes,
+                    sizes_of(couple),
                 )
                 for part in slot.part.split(SUM)
                 if part in given and given[part].path == one.source.path
@@ -167,9 +170,19 @@ def _source(proven: Iterable[Derived]) -> Layer:
     return Layer(next(iter(found))[:-1], PROGRAM, tuple(Slot(ARRAY, path, "*axes") for path in found))
 
 
+def _key(one: Derived) -> str:
+    return ".".join(one.source.path)
+
+
 def _pair(one: Derived) -> Pair:
-    key = ".".join(one.source.path)
-    return Pair(key, one.array.path, one.translation, one.evidence, one.offset)
+    return Pair(_key(one), one.array.path, one.translation, one.evidence, one.offset)
+
+
+def _unkept(one: Derived) -> str:
+    return (
+        f"{paths.join(one.array.path)}: its place in the source has {_key(one)}, which is not in the"
+        f" state_dict: make it a parameter or a persistent buffer there"
+    )
 
 
 def _differences(found: Iterable[Derived]) -> Iterator[str]:
@@ -177,11 +190,8 @@ def _differences(found: Iterable[Derived]) -> Iterator[str]:
     for one in found:
         mine, theirs = one.epsilon
         if mine != theirs:
-            yield (
-                f"{paths.join(one.array.path)}: eps is {mine:.6g}, and {theirs:.6g} in"
-                f" {'.'.join(one.source.path)}: build the model with {theirs:.6g}, or type strict=False"
-                f" to keep {mine:.6g}"
-            )
+            place, there = paths.join(one.array.path), f"{shown(theirs)} in {_key(one)}"
+            yield differs(place, "eps", shown(mine), there, shown(theirs))
 
 
 def _diverging(found: Divergence) -> str:

@@ -305,6 +305,77 @@ def test_inputs_are_for_a_live_model():
     )
 
 
+def test_inputs_are_a_tuple():
+    x = example((2, 7))
+    module = br.from_linen(LinenPairwise(True)).init(jax.random.key(0), x)
+    with pytest.raises(WeightsError) as caught:
+        br.match(module, Pairwise(True), inputs=x)
+    assert str(caught.value) == (
+        "inputs are a tuple of what the forward takes; a ndarray was given: type inputs=(x,)"
+    )
+
+
+def test_a_tie_that_the_source_has_not_is_no_sum_of_two_arrays():
+    class Untied(Tied):
+        def __init__(self):
+            super().__init__()
+            self.head = torch.nn.Linear(7, 11, bias=False)
+
+    x = example((2, 5))
+    module = br.from_linen(LinenTied()).init(jax.random.key(0), x)
+    with pytest.raises(WeightsError) as caught:
+        br.load_state_dict(module, randomised(Untied()), inputs=(x,), strict=False)
+    assert str(caught.value) == (
+        "these weights do not fit the Module:\n"
+        "  params.places.embedding: would be table.weight and head.weight at once: it is used in two"
+        " places, and each has its own array in the source; make it two in the Module, or tie the"
+        " source's"
+    )
+
+
+class Halves(nn.Module):
+    """Two layers kept as one array, of which the source may have one alone."""
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", nn.initializers.normal(), (2, 7, 7))
+        return nn.tanh(x @ kernel[0]) @ kernel[1]
+
+
+class OneHalf(torch.nn.Module):
+    """The first of the two layers with a weight, the second with a constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.fixed = torch.nn.Linear(7, 7, bias=False), torch.eye(7)
+
+    def forward(self, x):
+        return torch.tanh(self.one(x)) @ self.fixed
+
+
+def test_an_array_of_which_a_part_is_unknown_is_not_loaded():
+    x = example((2, 7))
+    module = br.from_linen(Halves()).init(jax.random.key(0), x)
+    match = br.match(module, randomised(OneHalf()), inputs=(x,))
+    assert match.differences == (
+        "params.kernel: its place in the source has fixed, which is not in the state_dict: make it a"
+        " parameter or a persistent buffer there",
+    )
+    assert match.problems == (
+        "params.kernel: only 49 of its 98 numbers are known to be in the source; the forward does not"
+        " tell where the others are",
+    )
+
+
+def test_where_nothing_shows_nothing_is_decided():
+    x = example((2, 1, 10))  # of one token, no query and no key matters
+    module = br.from_linen(LinenAttention()).init(jax.random.key(0), x)
+    match = br.match(module, randomised(Attention()), inputs=(x,))
+    evidence = {pair.path[-2]: pair.evidence for pair in match.pairs}
+    assert evidence["value"] == evidence["out"] == "proved"
+    assert not evidence.get("query", "").startswith(("proved", "probe", "any"))
+
+
 def test_inputs_that_the_module_cannot_take():
     x = example((2, 3, 5, 7))
     module = br.from_linen(LinenPairwise(True)).init(jax.random.key(0), example((2, 7)))

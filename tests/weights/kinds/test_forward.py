@@ -7,6 +7,7 @@ import torch
 
 import bridge as br
 import bridge.core.paths as paths
+from bridge.weights.report import by_path
 from tests.weights.kinds.cases import CASES
 from tests.weights.kinds.twins import arguments, output, twin
 
@@ -55,7 +56,7 @@ def test_output_and_gradients_are_those_of_torch(library, case):
     np.testing.assert_allclose(out, expected.detach().numpy(), atol=2e-5, rtol=1e-5)
 
     came = {name: parameter.grad.numpy() for name, parameter in layer.named_parameters()}
-    for path, pairs in match.by_path().items():
+    for path, pairs in by_path(match.pairs).items():
         if path[0] == "params" and any(pair.key in came for pair in pairs):
             wanted = np.zeros(pairs[0].translation.target_shape, np.float32)
             for pair in pairs:  # both parts of a sum have its gradient
