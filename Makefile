@@ -41,7 +41,7 @@ environment = echo "Installing what make $(3) needs into $(1) ($$("$(2)" -V)); t
 	$(1)/bin/python -m pip install -qq --upgrade "pip>=25.1"
 install = $(1)/bin/python -m pip install -qq
 
-BENCHMARKS := benchmarks/dispatch.py benchmarks/tracing.py benchmarks/torch_speed.py
+BENCHMARKS := benchmarks/dispatch.py benchmarks/tracing.py benchmarks/torch_speed.py benchmarks/import.py
 # XLA compiles much quicker so; the numbers are the same up to rounding.
 NUMBERS := XLA_FLAGS=--xla_backend_optimization_level=0
 
@@ -79,11 +79,13 @@ bench: $(TEST)  ## every timing
 	@set -e; for benchmark in $(BENCHMARKS); do echo "$$benchmark"; .venv/bin/python "$$benchmark"; done
 
 # Each takes an hour or more, keeps what it has found in build/, and goes on from there.
-proof: $(TEST)  ## torch's databases and the zoo of torch models, into docs/
+proof: $(TEST)  ## torch's databases, the zoo of torch models, matching without names; into docs/
 	@mkdir -p build
 	@$(NUMBERS) .venv/bin/python benchmarks/databases.py --json build/databases.jsonl --markdown docs/databases.md
 	@$(NUMBERS) PYTHONPATH=.venv/torch-models .venv/bin/python benchmarks/zoo.py --results build/zoo.json \
 		--missing --markdown docs/zoo.md
+	@$(NUMBERS) .venv/bin/python benchmarks/layers.py --markdown docs/layers.md
+	@$(NUMBERS) PYTHONPATH=.venv/torch-models .venv/bin/python benchmarks/matching.py --markdown docs/matching.md
 
 $(DEMO):
 	@$(call environment,.venv,$(PYTHON),demo)
@@ -97,7 +99,7 @@ $(TEST):
 	@$(call environment,.venv,$(PYTHON),test)
 	@$(call install,.venv) --group torch
 	@$(call install,.venv) --editable . --group test-torch
-	@$(call install,.venv) --no-deps --group weights
+	@$(call install,.venv) --no-deps --group weights --group trained
 	@$(call install,.venv) --no-deps --upgrade --target .venv/torch-models --group torch-models
 	@touch $@
 

@@ -1,5 +1,8 @@
 """One immutable Module for models of Flax Linen, Flax NNX, dm-haiku, Equinox and PyTorch."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from bridge.core.editing import tie as tie
 from bridge.core.errors import BridgeError as BridgeError
 from bridge.core.errors import MissingLibraryError as MissingLibraryError
@@ -22,9 +25,6 @@ from bridge.core.partition import partition as partition
 from bridge.registering import register_adapter as register_adapter
 from bridge.storing import load as load
 from bridge.storing import save as save
-from bridge.weights import load_state_dict as load_state_dict
-from bridge.weights import match as match
-from bridge.weights import state_dict as state_dict
 from bridge.wrapping import from_equinox as from_equinox
 from bridge.wrapping import from_haiku as from_haiku
 from bridge.wrapping import from_linen as from_linen
@@ -37,4 +37,41 @@ from bridge.wrapping import to_nnx as to_nnx
 from bridge.wrapping import to_torch as to_torch
 from bridge.wrapping import wrap as wrap
 
+if TYPE_CHECKING:
+    from bridge.doctor import Report as Report
+    from bridge.doctor import verify as verify
+    from bridge.weights import Match as Match
+    from bridge.weights import load_optimizer_state as load_optimizer_state
+    from bridge.weights import load_state_dict as load_state_dict
+    from bridge.weights import match as match
+    from bridge.weights import optimizer_state_dict as optimizer_state_dict
+    from bridge.weights import save_state_dict as save_state_dict
+    from bridge.weights import state_dict as state_dict
+
+# What is loaded when it is first used: it would be half of what `import bridge` takes.
+_LATER = {
+    "bridge.doctor": ("Report", "verify"),
+    "bridge.weights": (
+        "Match",
+        "load_state_dict",
+        "load_optimizer_state",
+        "match",
+        "optimizer_state_dict",
+        "save_state_dict",
+        "state_dict",
+    ),
+}
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _LATER.items():
+        if name in names:
+            value = globals()[name] = getattr(importlib.import_module(module), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *(name for names in _LATER.values() for name in names)]

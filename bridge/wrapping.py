@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -129,21 +130,29 @@ def from_torch(
     )
 
 
-def to_torch(module: Module, like: Any) -> Any:
-    """A copy of a torch model with the parameters and buffers of a Module that was made of such a one.
+def to_torch(module: Module, like: Any, rename: Mapping[Any, str] | None = None) -> Any:
+    """A copy of a torch model with the weights of a Module, whichever library it is of.
 
-    `like` is the torch model, or another of the same class and sizes; it is not changed. Raises
-    StructureError, with every name, where the two do not fit, ModelError for anything else than a
-    Module from `from_torch`, MissingLibraryError without torch.
+    `like` is the torch model; it is not changed. Its arrays are matched with the Module's as in
+    `bridge.match`, with its `rename`; buffers that the Module does not hold stay as they are. What
+    `bridge.from_torch` has made goes back by name, into the same class and sizes. Raises WeightsError
+    or StructureError, with every name, where the two do not fit, ModelError for anything else than a
+    Module, MissingLibraryError without torch.
 
-    >>> import bridge as br, jax, torch
-    >>> linear = torch.nn.Linear(3, 5)
-    >>> module = br.from_torch(linear, torch.zeros(2, 3))
-    >>> doubled = module.update(jax.tree.map(lambda leaf: 2 * leaf, module.parameters()))
-    >>> torch.equal(br.to_torch(doubled, like=linear).weight, 2 * linear.weight)
+    >>> import bridge as br, equinox as eqx, jax, numpy as np, torch
+    >>> layer = br.from_equinox(eqx.nn.Linear(3, 5, key=jax.random.key(0)))
+    >>> model = br.to_torch(layer, like=torch.nn.Linear(3, 5))
+    >>> x = np.ones(3, np.float32)
+    >>> np.allclose(model(torch.from_numpy(x)).detach(), layer(x), atol=1e-6)
     True
     """
-    return _adapter("torch").to_torch(module, like)
+    from bridge.lowering.module import foreign
+    from bridge.weights.exporting import state_dict
+
+    adapter, export = _adapter("torch"), None
+    if isinstance(module, Module) and (rename is not None or foreign(module)):
+        export = functools.partial(state_dict, module, like, rename)
+    return adapter.to_torch(module, like, export)
 
 
 def to_linen(module: Module) -> Any:

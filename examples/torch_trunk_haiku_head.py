@@ -68,13 +68,6 @@ def predict(net: br.Module, images: Any) -> Any:
     return net(images)
 
 
-def exported(net: br.Module, captured: br.Module, like: torch.nn.Module) -> torch.nn.Module:
-    """The trained net as a torch model: the Haiku head's arrays stand in torch's layout again."""
-    params, _ = net.fc.native()
-    head = captured.fc.at["weight"].set(params["linear"]["w"].T).at["bias"].set(params["linear"]["b"])
-    return br.to_torch(net.at["fc"].set(head), like=like).eval()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=4)
@@ -103,7 +96,7 @@ def main() -> None:
         print(f"epoch {epoch}: loss {np.mean(losses):.4f}")
 
     scores = np.asarray(predict(net, test_images))
-    back = exported(net, captured, model)
+    back = br.to_torch(net, like=model).eval()
     with torch.no_grad():
         theirs = back(torch.from_numpy(test_images.copy())).numpy()
     same = (scores.argmax(1) == theirs.argmax(1)).mean()

@@ -16,6 +16,18 @@ jax.config.update("jax_num_cpu_devices", 8)
 LIBRARIES = ("jax", "flax", "dm-haiku", "equinox", "optax", "torch")
 
 
+@pytest.fixture
+def no_adapters():
+    """None is registered by what ran before, nor by this test afterwards."""
+    from bridge.core.libraries import registered
+
+    kept = dict(registered)
+    registered.clear()
+    yield
+    registered.clear()
+    registered.update(kept)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips the examples of docstrings that show torch, where torch is not installed."""
     if importlib.util.find_spec("torch") is not None:

@@ -36,8 +36,8 @@ EXAMPLES = examples()
 
 
 def public_names():
-    for name, value in vars(br).items():
-        if not name.startswith("_") and not inspect.ismodule(value) and name not in ERRORS | MARKERS:
+    for name in sorted({*dir(br)} - ERRORS - MARKERS - {"TYPE_CHECKING", "Any"}):
+        if not name.startswith("_") and not inspect.ismodule(getattr(br, name)):
             yield name
 
 

@@ -18,10 +18,12 @@ ROOT = Path(__file__).parent.parent
 TORCH_MODELS = Path(sys.prefix) / "torch-models"
 
 
-def run(program, *arguments, path=""):
+def run(program, *arguments, path="", flags=None):
+    """What a program prints; `flags` are XLA's, those of the tests where none are given."""
+    given = {} if flags is None else {"XLA_FLAGS": flags}
     done = subprocess.run(
         [sys.executable, ROOT / "examples" / program, *arguments],
-        env={**os.environ, "PYTHONPATH": str(path)},
+        env={**os.environ, "PYTHONPATH": str(path), **given},
         capture_output=True,
         text=True,
         timeout=600,
@@ -79,9 +81,19 @@ def test_four_libraries_embed_sentences_with_the_same_pytorch_weights():
 @needs("torch", "haiku", "sklearn")
 @pytest.mark.skipif(not TORCH_MODELS.exists(), reason="not installed: torchvision")
 def test_a_torchvision_trunk_with_a_haiku_head_trains_and_goes_back_to_torch():
-    out = run("torch_trunk_haiku_head.py", path=TORCH_MODELS)
+    # It trains for longer than it compiles.
+    out = run("torch_trunk_haiku_head.py", path=TORCH_MODELS, flags="")
     assert "(fc): HaikuModule(Linear(10))" in out
     assert "batches that the batch norms have seen: 84\n" in out
     assert float(re.search(r"exported torch model: (\S+)", out).group(1)) <= 2e-4
     assert "same predictions: 100.0%" in out
     assert float(re.search(r"test accuracy ([\d.]+)%", out).group(1)) >= 95
+
+
+@needs("torch", "flax", "typer", "matplotlib")
+def test_the_mistakes_of_a_port_are_found_and_mended(tmp_path):
+    out = run("find_the_difference.py", "--plot", str(tmp_path / "difference.svg"))
+    mended = re.findall(r"mended: (.+)\n", out)
+    assert sorted(mended) == ["activation", "eps", "flatten order", "padding"]
+    assert float(re.search(r"distance of the outputs: (\S+)", out).group(1)) <= 1e-5
+    assert (tmp_path / "difference.svg").read_text().startswith("<?xml")

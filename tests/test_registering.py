@@ -14,15 +14,7 @@ from bridge.core.libraries import registered
 
 ROOT = Path(__file__).parent.parent
 
-
-@pytest.fixture(autouse=True)
-def no_adapters():
-    """None is registered by what ran before, nor by this test afterwards."""
-    kept = dict(registered)
-    registered.clear()
-    yield
-    registered.clear()
-    registered.update(kept)
+pytestmark = pytest.mark.usefixtures("no_adapters")
 
 
 def model_of(module, *bases):

@@ -76,7 +76,7 @@ class Optimizer(Module):
         params: Any = trainable(module)
         if isinstance(self.transform, Mapping):
             _check_groups(self.transform, params)
-        state = Leaves.of(_optax(self.transform).init(params))
+        state = Leaves.of(as_optax(self.transform).init(params))
         statics = {**spec_of(self).statics, "structure": jax.tree.structure(params)}
         return rebuild(self, spec=spec_of(self).replace(statics=statics), opt_state=state)
 
@@ -102,7 +102,7 @@ class Optimizer(Module):
             extra = {"grad": grads, **extra, "value_fn": lambda p: value_fn(updated(module, p))}
         state: Any = self.opt_state
         gradients: Any = grads
-        updates, after = _optax(self.transform).update(gradients, state.tree(), params, **extra)
+        updates, after = as_optax(self.transform).update(gradients, state.tree(), params, **extra)
         module = updated(module, optax.apply_updates(params, updates))
         return module, rebuild(self, opt_state=state.replace(after))
 
@@ -124,7 +124,7 @@ class Optimizer(Module):
                 f"{what} are a {type(tree).__name__}; a tree like module.parameters() was wanted, as"
                 f" module.grad(...) and bridge.grad(f)(module) give it"
             )
-        made_for, came = _paths_in(self.structure), _paths_in(structure)
+        made_for, came = paths_in(self.structure), paths_in(structure)
         problems = [f"{paths.join(path)}: new" for path in came if path not in made_for]
         problems += [f"{paths.join(path)}: gone" for path in made_for if path not in came]
         raise StructureError(
@@ -134,16 +134,18 @@ class Optimizer(Module):
         )
 
 
-def _paths_in(structure: Any) -> list[Path]:
+def paths_in(structure: Any) -> list[Path]:
+    """The paths of the parameters of a tree of this structure, in order."""
     tree = jax.tree.unflatten(structure, range(structure.num_leaves))
     return [segments(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 
-def _optax(transform: Any) -> optax.GradientTransformationExtraArgs:
+def as_optax(transform: Any) -> optax.GradientTransformationExtraArgs:
+    """What optax makes of a transformation or of a dict of them by path."""
     import optax
 
     if isinstance(transform, Mapping):
-        groups = {pattern: _optax(member) for pattern, member in transform.items()}
+        groups = {pattern: as_optax(member) for pattern, member in transform.items()}
 
         def labels(params: Any) -> Any:
             return jax.tree_util.tree_map_with_path(
@@ -167,7 +169,7 @@ def _holds(pattern: str, path: Path) -> bool:
 
 
 def _check_groups(patterns: Mapping[str, Any], params: ParameterTree) -> None:
-    trained = _paths_in(jax.tree.structure(params))
+    trained = paths_in(jax.tree.structure(params))
     problems = [
         f"{pattern!r} selects no trained parameter"
         for pattern in patterns

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import pathlib
-import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from io import BufferedReader, BufferedWriter
+from collections.abc import Iterable, Mapping
+from io import BufferedReader
 from typing import Any, TypeVar
 
 import jax
@@ -16,6 +13,7 @@ from jax.core import Tracer
 import bridge.core.paths as paths
 import bridge.core.tensorfile as tensorfile
 from bridge.core.errors import CheckpointError
+from bridge.core.filing import os_errors, replace_files
 from bridge.core.fitting import UNINITIALISED, is_typed_key, misfits, named, told, uninitialised
 from bridge.core.leaves import segments
 from bridge.core.manifest import Manifest
@@ -41,15 +39,14 @@ def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, str]) -
         if is_typed_key(leaf)
     }
     described = {**metadata, _METADATA: Manifest.of(tree, keys).text()}
-    with _os_errors("written", path):
-        _replace(path, lambda file: tensorfile.write(file, arrays, described))
+    replace_files([(path, lambda file: tensorfile.write(file, arrays, described))])
 
 
 def load(path: str | os.PathLike[str], like: T, keep_static: str | Iterable[str]) -> T:
     """A tree of like's structure with the arrays of a file; see `bridge.load`."""
     wanted, treedef = _flat(like)
     patterns = (keep_static,) if isinstance(keep_static, str) else tuple(keep_static)
-    with _os_errors("read", path), open(path, "rb") as file:
+    with os_errors("read", path), open(path, "rb") as file:
         header = tensorfile.read_header(file)
         if _METADATA not in header.metadata:
             raise CheckpointError(
@@ -66,7 +63,7 @@ def load(path: str | os.PathLike[str], like: T, keep_static: str | Iterable[str]
 
 def metadata(path: str | os.PathLike[str]) -> Mapping[str, str]:
     """What stands in a file beside its arrays, by name."""
-    with _os_errors("read", path), open(path, "rb") as file:
+    with os_errors("read", path), open(path, "rb") as file:
         return tensorfile.read_header(file).metadata
 
 
@@ -109,37 +106,6 @@ def _unsavable(place: Path, leaf: Any) -> str | None:
     if place == ("__metadata__",):
         return "safetensors keeps this name for itself; use another one"
     return None
-
-
-def _replace(path: str | os.PathLike[str], write: Callable[[BufferedWriter], None]) -> None:
-    """Puts a new file in the place of an old one, whole and on disk, or leaves the old one."""
-    target = pathlib.Path(path).resolve()  # a link stays, and what it points to is replaced
-    part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
-    try:
-        with open(part, "xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
-    if os.name == "posix":  # elsewhere a folder cannot be opened, and the rename is on disk already
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-@contextlib.contextmanager
-def _os_errors(what: str, path: str | os.PathLike[str]) -> Iterator[None]:
-    """Tells what the operating system refused as a CheckpointError."""
-    try:
-        yield
-    except OSError as error:
-        folder = pathlib.Path(path).resolve().parent
-        missing = f"; there is no folder {folder}: make it first" if not folder.is_dir() else ""
-        raise CheckpointError(f"{path} cannot be {what}: {error.strerror}{missing}") from error
 
 
 def _array(file: BufferedReader, header: Header, manifest: Manifest, place: Path, like: Any) -> Any:

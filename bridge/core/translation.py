@@ -12,6 +12,7 @@ An array's axes are written as words: `"out in"`, `"*spatial in out"`. Beside pl
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -220,6 +221,7 @@ class _Factor:
 _Factors = tuple[tuple[_Factor, ...], ...]
 
 
+@functools.cache
 def _parsed(text: str) -> _Factors:
     axes = (group or word for group, word in _AXIS.findall(text))
     return tuple(tuple(_factor(word) for word in axis.split()) for axis in axes)

@@ -75,10 +75,13 @@ def _divided(dims: Layout, other: Mapping[str, list[Factor]]) -> Layout:
 
     def parts(factor: Factor) -> tuple[Factor, ...]:
         there = other.get(factor.label, [])
-        whole = math.prod(part.size for part in there) == factor.size == factor.whole
-        if len(own.get(factor.label, ())) != 1 or len(there) < 2 or not whole:
+        equal = math.prod(part.size for part in there) == factor.size
+        even = factor.whole % factor.size == factor.start % factor.size == 0
+        if len(own.get(factor.label, ())) != 1 or len(there) < 2 or not (equal and even):
             return (factor,)
-        return tuple(replace(factor, size=p.size, whole=p.size, axis=None) for p in there)
+        of, start = factor.whole // factor.size, factor.start // factor.size
+        pick = (replace(factor, size=1, whole=of, start=start, axis=None),) if of > 1 else ()
+        return (*pick, *(replace(factor, size=p.size, whole=p.size, start=0, axis=None) for p in there))
 
     return tuple(tuple(part for factor in d for part in parts(factor)) for d in dims)
 

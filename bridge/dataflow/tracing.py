@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,13 +27,28 @@ class Traced:
 
     closed: ClosedJaxpr
     arrays: Mapping[Path, Any]
-    inputs: Sequence[Any]
+    args: tuple[Any, ...]
+
+    @property
+    def inputs(self) -> list[Any]:
+        """The arrays among the arguments."""
+        return jax.tree.leaves(self.args)
 
     @functools.cached_property
     def flow(self) -> Flow:
         """What the program does with its arrays."""
         names = [f"input {number}" for number in range(len(self.inputs))]
         return read(self.closed, self.arrays, names)
+
+    def holding(self, paths: Collection[Path]) -> Traced:
+        """The same with the arrays at some places as constants of the program."""
+        kept = {path: array for path, array in self.arrays.items() if path not in paths}
+
+        def run(arrays: list[Any], inputs: Sequence[Any]) -> list[Any]:
+            given = {**self.arrays, **dict(zip(kept, arrays, strict=True))}
+            return _run(self.closed.jaxpr, self.closed.consts, [*given.values(), *inputs], {}, {})
+
+        return Traced(jax.make_jaxpr(run)(list(kept.values()), self.inputs), kept, self.args)
 
     def observe(self, starts: Iterable[Any]) -> Callable[[Mapping[Path, Any]], dict[Any, np.ndarray]]:
         """A function of arrays that gives the operands of ops of the program: `(op, operand)` -> value.
@@ -67,21 +82,32 @@ def place(eqn: Any, operand: int) -> str:
     return f"{id(eqn)}.{operand}"
 
 
-def trace(module: Any, inputs: Sequence[Any]) -> Traced:
+def trace(module: Any, inputs: Sequence[Any], rng: Any = None) -> Traced:
     """The program of a Module's forward in eval mode on these inputs."""
     arrays = {
         entry.path: entry.value
         for entry in entries(module)
         if not isinstance(entry.value, Tied) and not is_key(entry.value)
     }
-    leaves, structure = jax.tree.flatten(tuple(inputs))
+    args = tuple(inputs)
+    leaves, structure = jax.tree.flatten(args)
 
     def forward(values: list[Any], leaves: list[Any]) -> Any:
         given = dict(zip(arrays, values, strict=True))
         held = map_entries(module, lambda path, value: given.get(path, value))
-        return held.apply(*jax.tree.unflatten(structure, leaves), mode="eval")[0]
+        return held.apply(*jax.tree.unflatten(structure, leaves), rng=rng, mode="eval")[0]
 
-    return Traced(jax.make_jaxpr(forward)(list(arrays.values()), leaves), arrays, leaves)
+    closed = jax.make_jaxpr(forward)(list(arrays.values()), leaves)
+    return Traced(_inlined(closed), arrays, args)
+
+
+def _inlined(closed: ClosedJaxpr) -> ClosedJaxpr:
+    """The program without calls of functions inside: each op of it stands there once."""
+
+    def run(*args: Any) -> list[Any]:
+        return _run(closed.jaxpr, closed.consts, args, {}, {})
+
+    return jax.make_jaxpr(run)(*closed.in_avals)
 
 
 def _run(

@@ -10,7 +10,7 @@ from typing import Any
 from jax.extend.core import Jaxpr, Literal
 
 from bridge.dataflow.axes import Dim, same
-from bridge.dataflow.flow import KERNEL, LOOKED_UP, MATRIX, Block, Cut, Feed, Link, Use
+from bridge.dataflow.flow import KERNEL, LOOKED_UP, MATRIX, SCALE, Block, Cut, Feed, Link, Use
 from bridge.dataflow.values import (
     AFFINE,
     SUMS,
@@ -115,6 +115,10 @@ class Walk:
         if len(fed) > 1 and op.name in SUMS:
             summed = frozenset(b for v in fed for b in ({v.block} if v.block else v.summed))
             return replace(self.joined(op, dims), summed=summed)
+        scaled = _scaled(fed) if op.name == "mul" else None
+        if scaled is not None and scaled.block is not None:  # x * (f(x) * w) is (x * f(x)) * w
+            scaled.block.start = None  # that value is nowhere in the program
+            return replace(scaled, dims=dims)
         if len(fed) > 1 or op.name not in AFFINE:
             return self.joined(op, dims)
         if not held:
@@ -199,3 +203,14 @@ class Walk:
                 self.count,
             )
         )
+
+
+def _scaled(fed: Sequence[Value]) -> Value | None:
+    """Of two factors the one that arrays alone scale, and that is made of what the other is made of."""
+    for one, other in itertools.permutations(fed, 2) if len(fed) == 2 else ():
+        uses = one.block.uses if one.block else []
+        made_of = {feed.origin for feed in one.block.feeders} if one.block else set()
+        scales = bool(uses) and all(use.role == SCALE for use in uses)
+        if scales and {feed.origin for feed in other.feeders} <= made_of:
+            return one
+    return None

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 import bridge.core.paths as paths
-from bridge.core.errors import LoweringError, ModelError, listed
+from bridge.core.errors import LoweringError
 from bridge.core.frames import Frame
 from bridge.core.kinds import INLINE, PARAMETER, Kind
 from bridge.core.leaves import Tied
@@ -19,7 +19,7 @@ from bridge.core.module import Module, plain
 from bridge.core.node import Alias, children_of, field_values, map_children, rebuild, spec_of
 from bridge.core.opaque import Opaque
 from bridge.core.paths import Path
-from bridge.core.tree import entries, find, owner_path
+from bridge.core.tree import entries, find, owner_path, walk
 from bridge.lowering.program import Call, Exported, Form, Part, Program
 from bridge.lowering.promotion import narrowed
 from bridge.lowering.running import Runner
@@ -206,13 +206,21 @@ def _bare(module: Any) -> Any:
     )
 
 
+def foreign(module: Any) -> list[str]:
+    """The modules of a tree that hold arrays and were not captured, a phrase for each."""
+    return [
+        f"{paths.name(path)} is a {type(node).__name__}"
+        for path, node in walk(module)
+        if not isinstance(node, TorchModule) and any(True for _ in own_arrays(node))
+    ]
+
+
 def torch_tensors(module: Any, persistent: bool) -> dict[str, np.ndarray]:
     """The arrays of every captured part of a tree under torch's names, in torch's order and dtypes.
 
-    With `persistent` only those of a state_dict. Raises ModelError where other modules hold arrays.
+    With `persistent` only those of a state_dict. What other modules hold is left out.
     """
     found: dict[str, np.ndarray] = {}
-    others: list[str] = []
 
     def visit(place: Path, path: Path) -> None:
         """What stands at a path of the tree, under the names that begin with `place`."""
@@ -228,27 +236,21 @@ def torch_tensors(module: Any, persistent: bool) -> dict[str, np.ndarray]:
                         if isinstance(value, Tied)
                         else value
                     )
-                    found[paths.join((*place, name))] = np.asarray(owned).astype(
-                        _numpy_dtype(node.dtypes[name])
-                    )
-        elif any(True for _ in own_arrays(node)):
-            others.append(f"{paths.name(path)} is a {type(node).__name__}")
+                    found[paths.join((*place, name))] = torch_array(node, name, owned)
         for below, _ in children_of(node):
             visit((*place, *below), (*path, *below))
         return None
 
     visit((), ())
-    if others:
-        raise ModelError(
-            "only what bridge.from_torch captured has torch's names and layouts:\n" + listed(others)
-        )
     return found
+
+
+def torch_array(node: TorchModule, name: str, array: Any) -> np.ndarray:
+    """An array of a captured part, of that name there, in the dtype that torch has it in."""
+    dtype = node.dtypes[name]
+    return np.asarray(array).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype))
 
 
 def own_arrays(node: Any) -> Iterator[Any]:
     """The arrays in a node's own fields."""
     yield from (entry.value for entry in entries(node) if entry.node is node)
-
-
-def _numpy_dtype(name: str) -> np.dtype:
-    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)

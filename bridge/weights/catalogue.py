@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -41,11 +42,13 @@ def group_of(kind: str) -> str:
     return GROUPS.get(kind, kind)
 
 
+@functools.cache
 def torch_row(kind: str) -> Row | None:
     """The row of torch.nn for a kind of layer; None where it has no such layer."""
     return next((row for row in _torch().ROWS if row.kind == kind), None)
 
 
+@functools.cache
 def torch_slots(kind: str) -> tuple[Slot, ...]:
     """What torch.nn may keep of a kind of layer, as it is and reparametrised."""
     row = torch_row(kind)

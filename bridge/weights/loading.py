@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -13,9 +14,11 @@ import bridge.core.paths as paths
 from bridge.core.errors import WeightsError, listed
 from bridge.core.paths import Path
 from bridge.core.tree import map_entries
-from bridge.weights.finite import warn_of_non_finite
+from bridge.weights.finite import Finding, finding, warn_of_non_finite
+from bridge.weights.following import followed, plan_of
 from bridge.weights.matching import match_source, model_of
-from bridge.weights.report import Match, Pair, by_path
+from bridge.weights.placing import array_of, sharded
+from bridge.weights.report import Match, by_path
 from bridge.weights.sources import Source, open_source
 from bridge.weights.targets import Leaf, targets_of
 
@@ -32,6 +35,7 @@ def load_state_dict(
     dtype: Any = None,
     sharding: jax.sharding.Sharding | Callable[[str], jax.sharding.Sharding] | None = None,
     inputs: Sequence[Any] | None = None,
+    plan: Match | str | os.PathLike[str] | None = None,
 ) -> M:
     """The module with PyTorch weights in it, each turned into the layout of its own library.
 
@@ -39,12 +43,14 @@ def load_state_dict(
     `.safetensors`, `.pt`, `.pth`, `.bin` or `.msgpack` file, the index of a sharded one, or a folder.
     No code of a file is run. The source is never changed, and what somebody else can still write to is
     copied; a file may be mapped, and must not be overwritten in place while the arrays are in use.
-    `rename` and `inputs` are those of `match`, whose plan this follows. With `strict=False` keys may be
-    left over and hyper-parameters differ; a place without a key is an error always.
+    `rename` and `inputs` are those of `match`, whose plan this follows; a `plan` that was made before,
+    or the file that it was saved to, is followed instead of them. With `strict=False` keys may be left
+    over and hyper-parameters differ; a place without a key is an error always.
 
     Nothing is cast by itself: with `dtype=None` the source has the module's dtypes, or it is an error.
     "source" keeps those of the source, "module" casts to the module's, any dtype casts floating
-    numbers to it. `sharding` says where the arrays go, one for all or a function of the path.
+    numbers to it. `sharding` says where the arrays go, one for all or a function of the path; of an
+    array that several devices hold, each part is read straight to its place.
 
     Raises WeightsError with everything that does not fit; then nothing is loaded. Warns of numbers that
     are NaN or infinite.
@@ -56,15 +62,22 @@ def load_state_dict(
     53.0
     """
     opened = open_source(source)
-    match = match_source(module, opened, rename or {}, model_of(source, inputs), inputs)
-    leaves = targets_of(module).leaves
-    problems = [*match.complaints(strict), *_wrong_dtypes(match, opened, leaves, dtype)]
+    targets = targets_of(module)
+    if plan is None:
+        match = match_source(module, opened, rename or {}, model_of(source, inputs), inputs)
+    elif rename is None and inputs is None:
+        match = followed(plan_of(plan), targets, opened)
+    else:
+        raise WeightsError("a plan says where everything goes: leave rename and inputs out")
+    problems = [*match.complaints(strict), *_wrong_dtypes(match, opened, targets.leaves, dtype)]
     if problems:
         raise WeightsError(f"these weights do not fit the Module:\n{listed(problems)}")
-    arrays = dict(_arrays(match, opened, leaves, dtype))
-    warn_of_non_finite({paths.join(path): array for path, array in arrays.items()}, stacklevel=2)
-    placed = {path: _placed(array, path, sharding) for path, array in arrays.items()}
-    return map_entries(module, lambda path, leaf: placed.get(path, leaf))
+    loaded: dict[Path, jax.Array] = {}
+    findings: dict[str, Finding] = {}
+    for path, array, found in _arrays(match, opened, targets.leaves, dtype, sharding):
+        loaded[path], findings[paths.join(path)] = array, found
+    warn_of_non_finite(findings, stacklevel=2)
+    return map_entries(module, lambda path, leaf: loaded.get(path, leaf))
 
 
 def _wanted_dtype(came: np.dtype, here: np.dtype, dtype: Any) -> np.dtype:
@@ -77,7 +90,8 @@ def _wanted_dtype(came: np.dtype, here: np.dtype, dtype: Any) -> np.dtype:
 def _wrong_dtypes(
     match: Match, source: Source, leaves: Mapping[Path, Leaf], dtype: Any
 ) -> Iterator[str]:
-    for pair in match.pairs:
+    known = [pair for pair in match.pairs if pair.key in source.tensors and pair.path in leaves]
+    for pair in known:
         came, here = source.tensors[pair.key].dtype, leaves[pair.path].dtype
         wanted = _wanted_dtype(came, here, dtype)
         if _sort(came) != _sort(here):
@@ -102,35 +116,23 @@ def _sort(dtype: np.dtype) -> str:
 
 
 def _arrays(
-    match: Match, source: Source, leaves: Mapping[Path, Leaf], dtype: Any
-) -> Iterator[tuple[Path, np.ndarray]]:
+    match: Match, source: Source, leaves: Mapping[Path, Leaf], dtype: Any, sharding: Any
+) -> Iterator[tuple[Path, jax.Array, Finding]]:
+    """Each array on its devices; on a CPU it may share the host's memory, which is nobody else's."""
     for path, pairs in by_path(match.pairs).items():
         came = jnp.result_type(*(source.tensors[pair.key].dtype for pair in pairs))
-        yield path, _array(pairs, source, _wanted_dtype(came, leaves[path].dtype, dtype))
+        wanted, where = _wanted_dtype(came, leaves[path].dtype, dtype), _sharding_of(path, sharding)
+        if where is not None and len(where.device_set) > 1:
+            yield path, *sharded(pairs, source, wanted, where)
+        else:
+            array = array_of(pairs, source, wanted)
+            yield path, jax.device_put(array, where), finding(array)
     for path, value in match.constants.items():
-        yield path, np.full(leaves[path].shape, value, leaves[path].dtype)
+        array = np.full(leaves[path].shape, value, leaves[path].dtype)
+        yield path, jax.device_put(array, _sharding_of(path, sharding)), finding(array)
 
 
-def _array(pairs: Sequence[Pair], source: Source, dtype: np.dtype) -> np.ndarray:
-    """The translated array, in memory that nobody else can write to."""
-    first, tensor = pairs[0], source.tensors[pairs[0].key]
-    if len(pairs) == 1 and first.translation.fills and not first.offset:
-        came = tensor.read()
-        array = np.ascontiguousarray(first.translation(came)).astype(dtype, copy=False)
-        array = array.reshape(first.translation.target_shape)  # ascontiguousarray makes () into (1,)
-        return array.copy() if tensor.shared and np.may_share_memory(array, came) else array
-    array = np.empty(first.translation.target_shape, dtype)
-    filled: set[Any] = set()
-    for pair in pairs:
-        came = source.tensors[pair.key].read()
-        came = came + np.asarray(pair.offset, came.dtype) if pair.offset else came
-        pair.translation.put(came, array, add=pair.translation.region in filled)
-        filled.add(pair.translation.region)
-    return array
-
-
-def _placed(array: np.ndarray, path: Path, sharding: Any) -> jax.Array:
-    """The array on its device; on a CPU it may share the memory, which is nobody else's."""
+def _sharding_of(path: Path, sharding: Any) -> Any:
     if sharding is None or isinstance(sharding, jax.sharding.Sharding):
-        return jax.device_put(array, sharding)
-    return jax.device_put(array, sharding(paths.join(path)))
+        return sharding
+    return sharding(paths.join(path))

@@ -12,7 +12,9 @@ import numpy as np
 import bridge.core.paths as paths
 from bridge.core.errors import WeightsError
 from bridge.core.layers import Layer, Slot
+from bridge.core.paths import Path
 from bridge.weights.catalogue import buffer_reason, layers_of
+from bridge.weights.configs import configured
 from bridge.weights.pairing import (
     Couple,
     Shape,
@@ -23,7 +25,7 @@ from bridge.weights.pairing import (
     source_axes,
     torch_axes,
 )
-from bridge.weights.planning import free_arrays, free_layers, place_of, planned
+from bridge.weights.planning import RENAMED, SAME_NAME, free_arrays, free_layers, place_of, planned
 from bridge.weights.renaming import renamed
 from bridge.weights.report import Match
 from bridge.weights.sources import Source, open_source
@@ -89,9 +91,10 @@ def match_source(
 ) -> Match:
     """The plan for an opened source; see `match`."""
     targets = targets_of(module)
-    unused = dict(_unused(source))
+    unused = dict(buffers(source))
     shapes = {key: tensor.shape for key, tensor in source.tensors.items() if key not in unused}
-    sources = [*(source.layers or ()), *_loose(shapes, source.layers or ())]
+    loose = configured(_loose(shapes, source.layers or ()), source.config)
+    sources = [*(source.layers or ()), *loose]
 
     found = _by_rename(targets, sources, shapes, rename)
     differences: Sequence[str] = ()
@@ -100,13 +103,14 @@ def match_source(
         differences = structure.differences
         known = {id(couple.target) for couple in found}
         found += [couple for couple in structure.couples if id(couple.target) not in known]
-        unused |= dict(_tied(source, found))
-        shapes = {key: shape for key, shape in shapes.items() if key not in unused}
-        sources = [one for one in sources if all(key_of(slot) in shapes for slot in one.slots)]
-    found += _by_same_name(targets, shapes, found)
+        shapes, sources = _without(_tied(source, found), shapes, sources)
+    live = {key_of(slot) for layer in source.layers or () for slot in layer.slots}
+    found += _by_same_name(targets, {k: v for k, v in shapes.items() if k not in live}, found)
     found += _by_likeness(targets, sources, shapes, found)
+    ties = _tied(source, found)
+    shapes, sources = _without(ties, shapes, sources)
     spare = [sized_source(layer, shapes) for layer in _free_sources(sources, found)]
-    return planned(targets, shapes, found, spare, unused, differences)
+    return replace(planned(targets, shapes, found, spare, unused, differences), ties=ties)
 
 
 def _by_likeness(
@@ -122,19 +126,27 @@ def _by_likeness(
     return couples + pair(own, arrays)
 
 
-def _unused(source: Source) -> Iterator[tuple[str, str]]:
+def buffers(source: Source) -> Iterator[tuple[str, str]]:
+    """The keys of a source that hold no weight at all, each with why."""
     for key, tensor in source.tensors.items():
         reason = buffer_reason(key)
         if reason is not None and np.issubdtype(tensor.dtype, np.integer):
             yield key, reason
 
 
-def _tied(source: Source, couples: Sequence[Couple]) -> Iterator[tuple[str, str]]:
-    """Keys that name an array which is taken under another key."""
+def _tied(source: Source, couples: Sequence[Couple]) -> dict[str, str]:
+    """Keys that name an array which is taken under another key, and that key."""
     taken = {key_of(slot) for couple in couples for slot in couple.source.slots}
-    for keys in source.ties:
-        used = [key for key in keys if key in taken]
-        yield from ((key, f"the same array as {used[0]}") for key in keys if used and key not in taken)
+    groups = ((keys, [key for key in keys if key in taken]) for keys in source.ties)
+    return {key: used[0] for keys, used in groups for key in keys if used and key not in taken}
+
+
+def _without(
+    keys: Mapping[str, str], shapes: Mapping[str, Shape], sources: Sequence[Layer]
+) -> tuple[dict[str, Shape], list[Layer]]:
+    """The shapes and the layers of a source without those of some keys."""
+    left = {key: shape for key, shape in shapes.items() if key not in keys}
+    return left, [one for one in sources if not any(key_of(slot) in keys for slot in one.slots)]
 
 
 def _loose(shapes: Mapping[str, Shape], known: Iterable[Layer]) -> tuple[Layer, ...]:
@@ -157,13 +169,17 @@ def _free_sources(sources: Sequence[Layer], couples: Sequence[Couple]) -> list[L
 def _by_same_name(
     targets: Targets, shapes: Mapping[str, Shape], couples: Iterable[Couple]
 ) -> list[Couple]:
-    """Arrays of the user's own modules whose path is a key."""
+    """Arrays of the user's own modules whose path is a key, with or without a first `params`."""
     free = {layer.path for layer in free_arrays(shapes, couples)}
-    return [
-        Couple(layer, array_layer(layer.path), "the same name")
-        for layer in free_layers(targets, couples)
-        if layer.kind == ARRAY and layer.path in free
-    ]
+    own = [layer for layer in free_layers(targets, couples) if layer.kind == ARRAY]
+    found = ((layer, next((p for p in _spellings(layer.path) if p in free), None)) for layer in own)
+    return [Couple(layer, array_layer(path), SAME_NAME) for layer, path in found if path is not None]
+
+
+def _spellings(path: Path) -> Iterator[Path]:
+    yield path
+    if path[0] in ("params", "state"):
+        yield path[1:]
 
 
 def _by_rename(
@@ -181,7 +197,7 @@ def _by_rename(
         if part is not None and key in shapes:
             before = found[id(target)].source if id(target) in found else source
             source = _with_array(before, target, part, key)
-        found[id(target)] = Couple(target, source, "rename")
+        found[id(target)] = Couple(target, source, RENAMED)
     return list(found.values())
 
 

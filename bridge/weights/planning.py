@@ -33,6 +33,8 @@ from bridge.weights.targets import ARRAY, Leaf, Targets, array_layer
 
 # So many candidates stand in one sentence.
 SHOWN = 4
+# Evidence by which an array of a user's own is loaded as it is.
+RENAMED, SAME_NAME = "rename", "the same name"
 
 
 @dataclass
@@ -134,7 +136,7 @@ def _add(
             if part not in given:
                 draft.problems.append(_missing(slot, part, couple, leaves[slot.path].shape))
             else:
-                _add_array(draft, couple, given[part], rest, leaves[slot.path].shape, shapes)
+                _add_array(draft, couple, given[part], rest, leaves[slot.path], shapes)
     folds = "weight" in wanted and "weight" not in given
     for slot in source.slots:
         if slot.part not in wanted and not (folds and slot.part.startswith("weight.")):
@@ -185,23 +187,36 @@ def _add_array(
     couple: Couple,
     given: Slot,
     slot: Slot,
-    shape: Shape,
+    leaf: Leaf,
     shapes: Mapping[str, Shape],
 ) -> None:
     key, axes = key_of(given), source_axes(given, couple.source, couple.target)
     try:
-        turned = translation(axes, slot.axes, shape, shapes[key], sizes_of(couple))
+        turned = translation(axes, slot.axes, leaf.shape, shapes[key], sizes_of(couple))
     except WeightsError as error:
         draft.problems.append(
             f"{paths.join(slot.path)}: {error}; layers that are stacked or have axes of their own"
             f" cannot be loaded by their kind"
         )
         return
-    if turned.source_shape != shapes[key]:
+    if couple.target.kind == ARRAY and _unclear(couple, leaf):
+        draft.problems.append(
+            f"{paths.join(slot.path)}: {key} may lie as it is or turned: two of its axes have one size,"
+            f" and nothing tells which is which; type inputs=(...) with a live model, whose forward"
+            f" tells, or type rename={{{key!r}: {paths.join(slot.path)!r}}} to load it as it is"
+        )
+    elif turned.source_shape != shapes[key]:
         draft.problems.append(_wrong_shape(key, axes, shapes[key], turned.source_shape, couple.target))
     else:
         offset = slot.offset - given.offset
         draft.pairs.append(Pair(key, slot.path, turned, couple.evidence, offset))
+
+
+def _unclear(couple: Couple, leaf: Leaf) -> bool:
+    """Whether an array of a user's own may be another one's transpose, for all that is known."""
+    sizes = [size for size in leaf.shape if size > 1]
+    is_known = leaf.captured or couple.evidence in (RENAMED, SAME_NAME)
+    return len({*sizes}) < len(sizes) and not is_known
 
 
 def sizes_of(couple: Couple) -> dict[str, int]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from bridge.core.errors import WeightsError
 from bridge.core.layers import Layer
-from bridge.weights.files import checkpoint, eqx, folder, msgpack, orbax, safetensors, state_dict
+from bridge.weights.files import checkpoint, eqx, folder, hub, msgpack, orbax, safetensors, state_dict
 from bridge.weights.tensors import Source, Tensor
 
 SUPPORTED = (
@@ -37,12 +37,16 @@ READERS: Mapping[str, Callable[[Path], Source]] = {
 def open_source(source: Any, like: Any = None) -> Source:
     """The arrays of whatever `load_state_dict` takes; of a file the header alone is read.
 
-    No code of a file is ever run. `like` is the equinox model that a .eqx file, which has no names, was
-    saved from.
+    A Source comes back as it is. `"hub:org/model"` is fetched from the Hugging Face hub. No code of a
+    file is ever run. `like` is the equinox model that a .eqx file, which has no names, was saved from.
 
     Raises WeightsError for what it does not take and for a missing file, CheckpointError for a file
     that is damaged.
     """
+    if isinstance(source, Source):
+        return source
+    if isinstance(source, str) and source.startswith(hub.PREFIX):
+        return _of_path(hub.fetched(source), like)
     if isinstance(source, (str, os.PathLike)):
         return _of_path(Path(source), like)
     if isinstance(source, Mapping):

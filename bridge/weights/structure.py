@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bridge.core.paths as paths
-from bridge.core.errors import BridgeError, WeightsError, listed
+from bridge.core.errors import WeightsError, listed
 from bridge.core.layers import SUM, Layer, Slot
 from bridge.core.paths import Path
 from bridge.core.settings import shown
@@ -22,7 +22,7 @@ from bridge.dataflow.proving import Proof
 from bridge.dataflow.tracing import Traced, trace
 from bridge.weights.pairing import Couple, Shape, key_of, source_axes
 from bridge.weights.planning import differs, sizes_of
-from bridge.weights.report import Pair
+from bridge.weights.report import Pair, by_path
 from bridge.weights.targets import ARRAY, Targets
 
 PROGRAM = "program"
@@ -49,9 +49,13 @@ def compared(
     Raises WeightsError where the Module cannot be called with it, LoweringError where the torch model
     cannot be captured.
     """
-    mine, theirs = traced(module, inputs), _captured(model, inputs)
-    proof = Proof(mine.flow, theirs.flow)
-    divergence = probe(proof, mine, theirs)
+    mine, theirs = next(readings(module, inputs)), captured(model, inputs)
+    proof, divergence = _proven(mine, theirs)
+    unkept = {path for path in theirs.arrays if ".".join(path) not in shapes}
+    if unkept and proof.classes():  # the Module may work out what is a buffer there
+        other, apart = _proven(mine, theirs.holding(unkept))
+        if len(other.classes()) < len(proof.classes()):
+            proof, divergence = other, apart
     derived = [one for one in derive(proof.pairs) if isinstance(one, Derived)]
     found = [one for one in derived if _key(one) in shapes]
     arrays: dict[Path, list[Derived]] = {}
@@ -70,21 +74,34 @@ def compared(
     return Structure(couples, differences)
 
 
-def traced(module: Any, inputs: Sequence[Any]) -> Traced:
-    """A Module's program on a torch model's inputs, their channels last where it wants them so."""
-    given = [_array(one) for one in inputs]
-    last = [jnp.moveaxis(one, 1, -1) if _is_image(one) else one for one in given]
-    errors: list[str] = []
-    for candidate in [given, last] if any(map(_is_image, given)) else [given]:
+def _proven(mine: Traced, theirs: Traced) -> tuple[Proof, Divergence | None]:
+    proof = Proof(mine.flow, theirs.flow)
+    return proof, probe(proof, mine, theirs)
+
+
+def readings(module: Any, inputs: Sequence[Any], rng: Any = None) -> Iterator[Traced]:
+    """A Module's program on a torch model's inputs: as they are, and with their channels last.
+
+    Raises WeightsError where the Module cannot be called with either.
+    """
+    given = jax.tree.map(_array, tuple(inputs))
+    last = jax.tree.map(lambda one: jnp.moveaxis(one, 1, -1) if _is_image(one) else one, given)
+    found, errors = 0, list[str]()
+    for candidate in [given, last] if any(map(_is_image, jax.tree.leaves(given))) else [given]:
         try:
-            return trace(module, candidate)
-        except (BridgeError, TypeError, ValueError, IndexError) as error:
-            shapes = ", ".join(str(one.shape) for one in candidate)
-            errors.append(f"with {shapes}: {str(error).strip().splitlines()[0][:300]}")
-    raise WeightsError(
-        f"the Module cannot be called with these inputs, their axes as they are or the channels last:\n"
-        f"{listed(errors)}"
-    )
+            program = trace(module, candidate, rng)
+        except Exception as error:  # noqa: BLE001 - of whatever a model's own code raises
+            shapes = ", ".join(str(one.shape) for one in jax.tree.leaves(candidate))
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            errors.append(f"with {shapes}: {why[:300]}")
+            continue
+        found += 1
+        yield program
+    if not found:
+        raise WeightsError(
+            f"the Module cannot be called with these inputs, their axes as they are or the channels"
+            f" last:\n{listed(errors)}"
+        )
 
 
 def _array(value: Any) -> jax.Array:
@@ -95,15 +112,26 @@ def _is_image(value: jax.Array) -> bool:
     return value.ndim > 2 and jnp.issubdtype(value.dtype, jnp.floating)
 
 
-def _captured(model: Any, inputs: Sequence[Any]) -> Traced:
-    """The program of a torch model, its arrays under their names."""
-    import torch
+def captured(model: Any, inputs: Sequence[Any]) -> Traced:
+    """The program of a torch model, its arrays under their names.
 
+    Raises LoweringError where it cannot be captured.
+    """
     from bridge.adapters.torch import from_torch
 
-    tensors = [v if isinstance(v, torch.Tensor) else torch.from_numpy(np.array(v)) for v in inputs]
-    module = from_torch(model, *tensors, dynamic_batch=False, mode="eval")
-    return trace(module, [_array(tensor) for tensor in tensors])
+    given = tensors(inputs)
+    module = from_torch(model, *given, dynamic_batch=False, mode="eval")
+    return trace(module, jax.tree.map(_array, given))
+
+
+def tensors(inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """The inputs of a torch model as it takes them."""
+    import torch
+
+    def tensor(value: Any) -> Any:
+        return value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
+
+    return jax.tree.map(tensor, tuple(inputs))
 
 
 class _Couples:
@@ -132,7 +160,8 @@ class _Couples:
             if source.kind == target.kind and not self._against(couple):
                 yield couple
                 return
-        yield Couple(target, _source(proven), evidence, tuple(map(_pair, proven)))
+        pairs = tuple(map(_pair, proven))
+        yield Couple(target, _source(proven), evidence, (*pairs, *_copies(target, pairs)))
 
     def _holders(self, one: Derived) -> Sequence[Layer]:
         return self.holders.get(_key(one), ())
@@ -159,9 +188,19 @@ class _Couples:
                 for part in slot.part.split(SUM)
                 if part in given and given[part].path == one.source.path
             )
-            if all(other.steps != one.translation.steps for other in turned):
+            wanted = one.translation.source_shape, one.translation.steps
+            if all((other.source_shape, other.steps) != wanted for other in turned):
                 return False
         return True
+
+
+def _copies(target: Layer, pairs: Sequence[Pair]) -> Iterator[Pair]:
+    """Pairs for arrays that the forward does not read, of the parts of others that it does."""
+    known = by_path(pairs)
+    parts = {slot.part: known[slot.path] for slot in target.slots if slot.path in known}
+    for slot in target.slots:
+        if slot.path not in known and slot.value is None:
+            yield from (replace(pair, path=slot.path) for pair in parts.get(slot.part, ()))
 
 
 def _source(proven: Iterable[Derived]) -> Layer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,26 +12,28 @@ from bridge.core.errors import WeightsError
 from bridge.core.layers import Layer, Slot
 from bridge.core.leaves import Lazy, Tied
 from bridge.core.paths import Path
-from bridge.core.tree import entries, walk
+from bridge.core.tree import Entry, entries, walk
 from bridge.core.wrapped import Wrapped
-from bridge.weights.catalogue import torch_row
+from bridge.weights.catalogue import buffer_reason, torch_row
 
 ARRAY = "array"
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """An array of a Module, as far as loading must know it."""
+    """An array of a Module, as far as loading must know it; a captured one is laid out as in torch."""
 
     shape: tuple[int, ...]
     dtype: Any  # of a typed key it is none of NumPy's
+    captured: bool = False
 
 
 @dataclass(frozen=True)
 class Targets:
     """The layers of a Module, paths from its root, and all of its arrays by path.
 
-    A parameter that no layer knows is a layer of the kind "array".
+    A parameter that no layer knows is a layer of the kind "array", and so is a buffer that the
+    state_dict of a captured torch model holds.
     """
 
     layers: tuple[Layer, ...]
@@ -46,15 +49,27 @@ def targets_of(module: Any) -> Targets:
             f"{lazy[0]} has no shapes before it has seen an input; type"
             f" module = module.init(key, *sample) first"
         )
-    leaves = {e.path: Leaf(tuple(e.value.shape), e.value.dtype) for e in found}
+    leaves = {e.path: Leaf(tuple(e.value.shape), e.value.dtype, _is_captured(e)) for e in found}
     layers = _outermost(layer for layer in _layers(module, leaves) if layer.slots)
     covered = {slot.path for layer in layers for slot in layer.slots}
     own = tuple(
         array_layer(entry.path)
         for entry in found
-        if entry.kind.name == "parameter" and entry.path not in covered
+        if (entry.kind.name == "parameter" or _is_kept(entry)) and entry.path not in covered
     )
     return Targets(layers + own, leaves)
+
+
+def _is_captured(entry: Entry) -> bool:
+    """Whether an array is one of a captured torch model."""
+    lowering = sys.modules.get("bridge.lowering.module")  # without it, nothing was captured
+    return lowering is not None and isinstance(entry.node, lowering.TorchModule)
+
+
+def _is_kept(entry: Entry) -> bool:
+    """Whether an array is a buffer of a captured torch model that its state_dict holds as a weight."""
+    name = entry.within[-1]
+    return _is_captured(entry) and name in entry.node.persistent and buffer_reason(name) is None
 
 
 def _outermost(layers: Iterable[Layer]) -> tuple[Layer, ...]:

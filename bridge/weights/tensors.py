@@ -18,7 +18,8 @@ class Tensor:
     `read()` gives memory that nobody but the caller can write to, unless `shared`. Memory that is
     mapped from a file counts as such, and nothing that is written to it reaches the file; but the file
     must not be overwritten in place while the array is in use. Tensors of one source whose `memory` is
-    equal, and is not None, are one array under several keys.
+    equal, and is not None, are one array under several keys. `mapped()`, where there is one, gives the
+    array as it lies in a file: for those who take a part of it and copy that.
     """
 
     shape: tuple[int, ...]
@@ -26,6 +27,7 @@ class Tensor:
     read: Callable[[], np.ndarray]
     shared: bool = False
     memory: Hashable = None
+    mapped: Callable[[], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)

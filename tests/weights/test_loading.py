@@ -79,7 +79,7 @@ def test_a_later_write_to_the_callers_array_does_not_reach_the_module(library):
 def test_a_later_write_to_a_live_torch_model_does_not_reach_the_module():
     torch = pytest.importorskip("torch")
     layer = torch.nn.Linear(1024, 1024)
-    module = br.load_state_dict(Dense(1024, 1024), layer)
+    module = br.load_state_dict(Dense(1024, 1024), layer, rename={"weight": "weight"})
     before = np.array(module.weight)
     with torch.no_grad():
         layer.weight.add_(1)

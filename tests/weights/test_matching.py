@@ -2,6 +2,7 @@
 
 import re
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -271,6 +272,39 @@ def test_the_arrays_of_ones_own_modules_are_loaded_as_they_are_by_path():
     assert module.scale == 3
     assert module.scale.shape == ()
     assert module.count == 0
+
+
+class Squares(nn.Module):
+    """A square matrix of one's own, of which nobody knows how it is used."""
+
+    @nn.compact
+    def __call__(self, x):
+        return x @ self.param("kernel", nn.initializers.normal(), (7, 7))
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_square_array_of_ones_own_is_not_guessed(live):
+    torch = pytest.importorskip("torch")
+    layer = torch.nn.Linear(7, 7, bias=False)
+    module = br.from_linen(Squares()).init(jax.random.key(0), np.ones((2, 7), np.float32))
+    match = br.match(module, layer if live else layer.state_dict())
+    assert match.problems == (
+        "params.kernel: weight may lie as it is or turned: two of its axes have one size, and nothing"
+        " tells which is which; type inputs=(...) with a live model, whose forward tells, or type"
+        " rename={'weight': 'params.kernel'} to load it as it is",
+    )
+    assert br.match(module, layer, rename={"weight": "params.kernel"}).complete
+    assert br.match(module, layer, inputs=(np.ones((2, 7), np.float32),)).complete
+
+
+def test_a_square_array_of_a_live_layer_is_not_loaded_as_it_is_by_its_path():
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Module()
+    model.blocks = torch.nn.ModuleList([torch.nn.Linear(5, 5), torch.nn.Linear(5, 5)])
+    model.scale = torch.nn.Parameter(torch.ones(()))
+    assert br.match(Net(), model.state_dict()).complete
+    problems = br.match(Net(), model).problems
+    assert [problem.partition(":")[0] for problem in problems] == ["blocks.0.weight", "blocks.1.weight"]
 
 
 def test_an_own_array_of_another_shape():

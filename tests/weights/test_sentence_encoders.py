@@ -146,3 +146,13 @@ def test_every_array_is_where_one_would_put_it_by_hand(library, checkpoint):
             tensor = tensor.T
         assert ("bias" in part) == (pair.path[-1] in ("bias", "b", "offset"))
         np.testing.assert_array_equal(array, tensor.reshape(array.shape))
+    exported = br.state_dict(loaded, like=checkpoint.weights)
+    assert {key: array.tobytes() for key, array in exported.items()} == {
+        key: tensor.tobytes() for key, tensor in tensors.items()
+    }
+    table = match.to_table()  # a line for each array of a layer, whatever its number
+    assert len(table) == 2 * len(LAYER) + 7
+    again = br.Match.from_table(table, module, checkpoint.weights)
+    assert again.complete, again
+    steps = [{(one.key, one.path, one.translation.steps) for one in m.pairs} for m in (match, again)]
+    assert steps[0] == steps[1]

@@ -227,10 +227,16 @@ def test_the_forward_of_both_models_proves_what_goes_where(case):
     model, x = randomised(make()), example(shape)
     mine = channels_last(x, case.lower())
     module = twin().init(jax.random.key(0), mine)
-    module = br.load_state_dict(module, model, inputs=(x,))
+    match = br.match(module, model, inputs=(x,))
+    module = br.load_state_dict(module, model, plan=match)
     with torch.no_grad():
         wanted = model(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(module(mine), wanted, rtol=1e-4, atol=1e-5)
+    exported = br.state_dict(module, like=match)  # the same plan, gone back
+    added = {pair.key for pair in match.pairs if pair.offset}  # and taken away, in float32
+    for key in model.state_dict().keys() - match.unused.keys():
+        expected = model.state_dict()[key].numpy()
+        np.testing.assert_allclose(exported[key], expected, rtol=0, atol=1e-7 * (key in added))
 
 
 def test_each_pair_says_how_it_is_known():

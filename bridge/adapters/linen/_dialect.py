@@ -5,6 +5,13 @@ from bridge.core.layers import Row, gated, slot
 
 ROWS = (
     *rows(linear="flax.Dense"),
+    # The projection of transformers' Flax GPT-2 turns its kernel round when it is called:
+    # modeling_flax_gpt2.py, FlaxConv1D.
+    Row(
+        kind="linear",
+        classes=("transformers.FlaxConv1D",),
+        slots=(slot("weight", "params.*.kernel", "out in"), slot("bias", "params.*.bias", "out")),
+    ),
     Row(
         kind="lstm",
         # Both name their arrays alike; OptimizedLSTMCell puts them together when it is called.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
 
 from bridge.lowering.table import register_op
 
@@ -22,8 +25,10 @@ def from_torch(
     return wrap(model, example, keywords, dynamic_batch, mode)
 
 
-def to_torch(module: Any, like: Any) -> Any:
-    """See `bridge.to_torch`."""
+def to_torch(
+    module: Any, like: Any, export: Callable[[], Mapping[str, np.ndarray]] | None = None
+) -> Any:
+    """See `bridge.to_torch`; `export` gives the state_dict of a Module that was not captured."""
     from bridge.adapters.torch._export import filled
 
-    return filled(module, like)
+    return filled(module, like, export)

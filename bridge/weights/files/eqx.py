@@ -44,14 +44,7 @@ def read(path: Path, like: Any) -> Source:
         for place, leaf in jax.tree_util.tree_flatten_with_path(like)[0]
         if isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, *_NUMBERS))
     ]
-    try:
-        records = list(_records(path))
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path} is no .eqx file, or it is damaged or cut short: {error}. Take another copy of it"
-        ) from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    records = _all_records(path)
     if len(records) != len(leaves):
         raise WeightsError(f"{path} holds {len(records)} arrays, and like has {len(leaves)} leaves")
     fitted = {key: _fitted(record, leaf) for record, (key, leaf) in zip(records, leaves, strict=True)}
@@ -65,6 +58,25 @@ def read(path: Path, like: Any) -> Source:
             if not isinstance(place, str)
         }
     )
+
+
+def numbered(path: Path) -> Source:
+    """The arrays of a file by their numbers; raises CheckpointError where it is damaged."""
+    return Source(
+        {str(n): _tensor(path, *record) for n, record in enumerate(_all_records(path))},
+        notes=("a .eqx file holds arrays in a row, without names: these are their numbers",),
+    )
+
+
+def _all_records(path: Path) -> list[tuple[tensorfile.Tensor, bool]]:
+    try:
+        return list(_records(path))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is no .eqx file, or it is damaged or cut short: {error}. Take another copy of it"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _records(path: Path) -> Iterator[tuple[tensorfile.Tensor, bool]]:

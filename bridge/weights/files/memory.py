@@ -21,15 +21,22 @@ def reader(path: Path, place: tensorfile.Tensor) -> Callable[[], np.ndarray]:
     return lambda: read(path, place)
 
 
-def read(path: Path, place: tensorfile.Tensor) -> np.ndarray:
+def mapper(path: Path, place: tensorfile.Tensor) -> Callable[[], np.ndarray]:
+    """What maps the array at a place of a file, wherever it begins, for a part of it to be read."""
+    return lambda: read(path, place, aligned=False)
+
+
+def read(path: Path, place: tensorfile.Tensor, aligned: bool = True) -> np.ndarray:
     """The array at a place of a file, row-major, in memory that only the caller can write to.
 
-    It is mapped where it is large and aligned, so that no byte is moved before it is used; what is
-    written to it stays in memory. Raises CheckpointError where the file is gone or was cut short.
+    It is mapped where it is large and, if it must be, `aligned`, so that no byte is moved before it is
+    used; what is written to it stays in memory. Raises CheckpointError where the file is gone or was
+    cut short.
     """
     try:
         with path.open("rb") as file:
-            if place.size < SMALLEST or place.start % tensorfile.ALIGNMENT:
+            is_aligned = place.start % tensorfile.ALIGNMENT == 0
+            if place.size < SMALLEST or (aligned and not is_aligned):
                 return tensorfile.read(file, place)
             if os.fstat(file.fileno()).st_size < place.start + place.size:
                 raise CheckpointError(f"{path} was cut short while it was read; load it again")

@@ -19,7 +19,12 @@ def read(path: Path) -> Source:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     return Source(
         {
-            key: Tensor(place.shape, place.dtype, memory.reader(path, place))
+            key: Tensor(
+                place.shape,
+                place.dtype,
+                memory.reader(path, place),
+                mapped=memory.mapper(path, place),
+            )
             for key, place in places.items()
         }
     )

@@ -68,23 +68,30 @@ def _each(value: Any, rank: int) -> tuple[int, ...]:
     return value if isinstance(value, tuple) else (value,) * rank
 
 
+def _axes(option: Callable[..., Any]) -> Any:
+    """The last axes, as many as a norm has weights for."""
+    count = len(option("shape", (7,)))
+    return -1 if count == 1 else tuple(range(-count, 0))
+
+
 def _linen(case: Case, option: Callable[..., Any]) -> Any:
     import flax.linen as nn
 
-    bias, features = option("bias", True), option("channels", (5, 7))[1]
-    kernel = _each(option("kernel_size"), option("rank", 0))
+    bias, features = option("bias", True), option("features", 7)
+    kernel, axes = _each(option("kernel_size"), option("rank", 0)), _axes(option)
     strides = {"strides": option("stride", 1), "kernel_dilation": option("dilation", 1)}
     convolution = {"padding": _padding(option), "use_bias": bias, **strides} if kernel else {}
     normed = nn.Conv(7, kernel, padding=0) if case.spatial else nn.Dense(7)
-    eps = option("eps", 1e-5)
+    eps, momentum = option("eps", 1e-5), option("momentum", 0.1)
+    heads, width = option("heads", 2), option("width", 10)
     layers = {
-        "linear": lambda: nn.Dense(7, use_bias=bias),
-        "embedding": lambda: nn.Embed(13, 5),
+        "linear": lambda: nn.Dense(features, use_bias=bias),
+        "embedding": lambda: nn.Embed(option("vocab", 13), option("features", 5)),
         "convolution": lambda: nn.Conv(
-            features, kernel, feature_group_count=option("groups", 1), **convolution
+            option("channels")[1], kernel, feature_group_count=option("groups", 1), **convolution
         ),
         "transposed convolution": lambda: nn.ConvTranspose(
-            features,
+            option("channels")[1],
             kernel,
             _each(option("stride", 1), len(kernel)),
             _outside(option),
@@ -92,18 +99,22 @@ def _linen(case: Case, option: Callable[..., Any]) -> Any:
             use_bias=bias,
             transpose_kernel=option("turned", False),
         ),
-        "layer norm": lambda: nn.LayerNorm(eps, use_bias=bias),
-        "rms norm": lambda: nn.RMSNorm(eps),
-        "group norm": lambda: nn.GroupNorm(3, epsilon=eps),
-        "instance norm": lambda: nn.InstanceNorm(epsilon=eps),
-        "batch norm": lambda: nn.BatchNorm(True, momentum=0.9, epsilon=eps),
-        "attention": lambda: nn.MultiHeadDotProductAttention(
-            2, qkv_features=10, out_features=10, use_bias=bias
+        "layer norm": lambda: nn.LayerNorm(eps, use_bias=bias, reduction_axes=axes, feature_axes=axes),
+        "rms norm": lambda: nn.RMSNorm(eps, reduction_axes=axes, feature_axes=axes),
+        "group norm": lambda: nn.GroupNorm(option("groups", 3), epsilon=eps, use_bias=bias),
+        "instance norm": lambda: nn.InstanceNorm(epsilon=eps, use_bias=bias),
+        "batch norm": lambda: nn.BatchNorm(
+            option("frozen", True), momentum=1 - momentum, epsilon=eps, use_bias=bias
         ),
-        "lstm": lambda: nn.OptimizedLSTMCell(7),
-        "lstm in parts": lambda: nn.LSTMCell(7),
-        "gru": lambda: nn.GRUCell(7),
-        "rnn": lambda: nn.SimpleCell(7, activation_fn=getattr(jax.nn, option("activation", "tanh"))),
+        "attention": lambda: nn.MultiHeadDotProductAttention(
+            heads, qkv_features=width, out_features=width, use_bias=bias
+        ),
+        "lstm": lambda: nn.OptimizedLSTMCell(features),
+        "lstm in parts": lambda: nn.LSTMCell(features),
+        "gru": lambda: nn.GRUCell(features),
+        "rnn": lambda: nn.SimpleCell(
+            features, activation_fn=getattr(jax.nn, option("activation", "tanh"))
+        ),
         "prelu": nn.PReLU,
         "weight norm": lambda: nn.WeightNorm(normed),
     }
@@ -114,11 +125,12 @@ def _nnx(case: Case, option: Callable[..., Any]) -> Any:
     from flax import nnx
 
     rngs, inputs = nnx.Rngs(0), case.shapes[0][-1]
-    bias, channels = option("bias", True), option("channels", (5, 7))
-    kernel = _each(option("kernel_size"), option("rank", 0))
+    bias, channels = option("bias", True), option("channels")
+    features, kernel = option("features", 7), _each(option("kernel_size"), option("rank", 0))
     strides = {"strides": option("stride", 1), "kernel_dilation": option("dilation", 1)}
     convolution = {"padding": _padding(option), "use_bias": bias, **strides} if kernel else {}
-    eps = option("eps", 1e-5)
+    eps, momentum = option("eps", 1e-5), option("momentum", 0.1)
+    heads, width = option("heads", 2), option("width", 10)
 
     def normed() -> Any:
         if case.spatial:
@@ -126,8 +138,8 @@ def _nnx(case: Case, option: Callable[..., Any]) -> Any:
         return nnx.Linear(5, 7, rngs=rngs)
 
     layers = {
-        "linear": lambda: nnx.Linear(inputs, 7, use_bias=bias, rngs=rngs),
-        "embedding": lambda: nnx.Embed(13, 5, rngs=rngs),
+        "linear": lambda: nnx.Linear(inputs, features, use_bias=bias, rngs=rngs),
+        "embedding": lambda: nnx.Embed(option("vocab", 13), option("features", 5), rngs=rngs),
         "convolution": lambda: nnx.Conv(
             *channels, kernel, feature_group_count=option("groups", 1), **convolution, rngs=rngs
         ),
@@ -141,21 +153,30 @@ def _nnx(case: Case, option: Callable[..., Any]) -> Any:
             transpose_kernel=option("turned", False),
             rngs=rngs,
         ),
-        "layer norm": lambda: nnx.LayerNorm(7, epsilon=eps, use_bias=bias, rngs=rngs),
-        "rms norm": lambda: nnx.RMSNorm(7, epsilon=eps, rngs=rngs),
-        "group norm": lambda: nnx.GroupNorm(6, 3, epsilon=eps, rngs=rngs),
-        "instance norm": lambda: nnx.InstanceNorm(6, epsilon=eps, rngs=rngs),
+        "layer norm": lambda: nnx.LayerNorm(inputs, epsilon=eps, use_bias=bias, rngs=rngs),
+        "rms norm": lambda: nnx.RMSNorm(inputs, epsilon=eps, rngs=rngs),
+        "group norm": lambda: nnx.GroupNorm(
+            option("features", 6), option("groups", 3), epsilon=eps, use_bias=bias, rngs=rngs
+        ),
+        "instance norm": lambda: nnx.InstanceNorm(
+            option("features", 6), epsilon=eps, use_bias=bias, rngs=rngs
+        ),
         "batch norm": lambda: nnx.BatchNorm(
-            option("features", 7), momentum=0.9, epsilon=eps, use_running_average=True, rngs=rngs
+            features,
+            momentum=1 - momentum,
+            epsilon=eps,
+            use_bias=bias,
+            use_running_average=option("frozen", True),
+            rngs=rngs,
         ),
         "attention": lambda: nnx.MultiHeadAttention(
-            2, 10, 10, 10, use_bias=bias, decode=False, rngs=rngs
+            heads, width, width, width, use_bias=bias, decode=False, rngs=rngs
         ),
-        "lstm": lambda: nnx.OptimizedLSTMCell(inputs, 7, rngs=rngs),
-        "lstm in parts": lambda: nnx.LSTMCell(inputs, 7, rngs=rngs),
-        "gru": lambda: nnx.GRUCell(inputs, 7, rngs=rngs),
+        "lstm": lambda: nnx.OptimizedLSTMCell(inputs, features, rngs=rngs),
+        "lstm in parts": lambda: nnx.LSTMCell(inputs, features, rngs=rngs),
+        "gru": lambda: nnx.GRUCell(inputs, features, rngs=rngs),
         "rnn": lambda: nnx.SimpleCell(
-            inputs, 7, activation_fn=getattr(jax.nn, option("activation", "tanh")), rngs=rngs
+            inputs, features, activation_fn=getattr(jax.nn, option("activation", "tanh")), rngs=rngs
         ),
         "prelu": nnx.PReLU,
         "weight norm": lambda: nnx.WeightNorm(normed(), rngs=rngs),
@@ -166,12 +187,15 @@ def _nnx(case: Case, option: Callable[..., Any]) -> Any:
 def _haiku(case: Case, option: Callable[..., Any]) -> Any:
     import haiku as hk
 
-    bias, features, rank = option("bias", True), option("channels", (5, 7))[1], option("rank")
+    bias, features, rank = option("bias", True), option("features", 7), option("rank")
+    momentum, axes = option("momentum", 0.1), _axes(option)
     eps, kernel, stride = option("eps", 1e-5), option("kernel_size"), option("stride", 1)
+
+    heads, width = option("heads", 2), option("width", 10)
 
     def convolution() -> Any:
         return br.from_haiku(getattr(hk, f"Conv{rank}D"))(
-            features,
+            option("channels")[1],
             kernel,
             stride,
             option("dilation", 1),
@@ -182,24 +206,26 @@ def _haiku(case: Case, option: Callable[..., Any]) -> Any:
 
     def transposed() -> Any:
         make = br.from_haiku(getattr(hk, f"Conv{rank}DTranspose"))
-        return make(features, kernel, stride, padding=_outside(option), with_bias=bias)
+        return make(option("channels")[1], kernel, stride, padding=_outside(option), with_bias=bias)
 
     layers = {
-        "linear": lambda: br.from_haiku(hk.Linear)(7, with_bias=bias),
-        "embedding": lambda: br.from_haiku(hk.Embed)(13, 5),
+        "linear": lambda: br.from_haiku(hk.Linear)(features, with_bias=bias),
+        "embedding": lambda: br.from_haiku(hk.Embed)(option("vocab", 13), option("features", 5)),
         "convolution": convolution,
         "transposed convolution": transposed,
-        "layer norm": lambda: br.from_haiku(hk.LayerNorm)(-1, True, bias, eps),
-        "rms norm": lambda: br.from_haiku(hk.RMSNorm)(-1, eps),
-        "group norm": lambda: br.from_haiku(hk.GroupNorm)(3, eps=eps),
-        "instance norm": lambda: br.from_haiku(hk.InstanceNorm)(True, True, eps),
-        "batch norm": lambda: br.from_haiku(hk.BatchNorm)(True, True, 0.9, eps),
-        "attention": lambda: br.from_haiku(hk.MultiHeadAttention)(
-            2, 5, w_init=jnp.ones, model_size=10, with_bias=bias
+        "layer norm": lambda: br.from_haiku(hk.LayerNorm)(axes, True, bias, eps, param_axis=axes),
+        "rms norm": lambda: br.from_haiku(hk.RMSNorm)(axes, eps, param_axis=axes),
+        "group norm": lambda: br.from_haiku(hk.GroupNorm)(
+            option("groups", 3), create_offset=bias, eps=eps
         ),
-        "lstm": lambda: br.from_haiku(hk.LSTM)(7),
-        "gru": lambda: br.from_haiku(hk.GRU)(7),
-        "rnn": lambda: br.from_haiku(hk.VanillaRNN)(7),
+        "instance norm": lambda: br.from_haiku(hk.InstanceNorm)(True, bias, eps),
+        "batch norm": lambda: br.from_haiku(hk.BatchNorm)(True, bias, 1 - momentum, eps),
+        "attention": lambda: br.from_haiku(hk.MultiHeadAttention)(
+            heads, width // heads, w_init=jnp.ones, model_size=width, with_bias=bias
+        ),
+        "lstm": lambda: br.from_haiku(hk.LSTM)(features),
+        "gru": lambda: br.from_haiku(hk.GRU)(features),
+        "rnn": lambda: br.from_haiku(hk.VanillaRNN)(features),
     }
     return layers[case.kind]()
 
@@ -212,34 +238,44 @@ def _equinox(case: Case, option: Callable[..., Any]) -> Any:
     names = ("stride", "padding", "output_padding", "dilation", "groups", "padding_mode")
     settings = {name: option(name) for name in names if option(name) is not None}
     named = {n: v.upper() if isinstance(v, str) else v for n, v in settings.items()}
-    sizes = option("sizes", (10, 10, 10))
+    heads, width = option("heads", 2), option("width", 10)
+    sizes = option("sizes", (width, width, width))
     uses = {f"use_{part}_bias": bias for part in ("query", "key", "value", "output")}
-    eps = option("eps", 1e-5)
+    eps, features, momentum = option("eps", 1e-5), option("features", 7), option("momentum", 0.1)
+    normed_shape = option("shape", (7,))
 
     def normed() -> Any:
         return eqx.nn.Conv2d(5, 7, 3, key=key) if case.spatial else eqx.nn.Linear(5, 7, key=key)
 
     layers = {
-        "linear": lambda: eqx.nn.Linear(inputs, 7, use_bias=bias, key=key),
-        "embedding": lambda: eqx.nn.Embedding(13, 5, key=key),
+        "linear": lambda: eqx.nn.Linear(inputs, features, use_bias=bias, key=key),
+        "embedding": lambda: eqx.nn.Embedding(option("vocab", 13), option("features", 5), key=key),
         "convolution": lambda: eqx.nn.Conv(rank, *channels, kernel, use_bias=bias, key=key, **named),
         "transposed convolution": lambda: eqx.nn.ConvTranspose(
             rank, *channels, kernel, use_bias=bias, key=key, **named
         ),
-        "layer norm": lambda: eqx.nn.LayerNorm(7, eps, use_bias=bias),
-        "rms norm": lambda: eqx.nn.RMSNorm(7, eps, use_bias=False),
-        "group norm": lambda: eqx.nn.GroupNorm(3, 6),
-        "instance norm": lambda: eqx.nn.GroupNorm(6, 6),
+        "layer norm": lambda: eqx.nn.LayerNorm(normed_shape, eps, use_bias=bias),
+        "rms norm": lambda: eqx.nn.RMSNorm(normed_shape, eps, use_bias=False),
+        "group norm": lambda: eqx.nn.GroupNorm(option("groups", 3), option("features", 6), eps),
+        "instance norm": lambda: eqx.nn.GroupNorm(option("features", 6), option("features", 6), eps),
         "batch norm": lambda: eqx.nn.BatchNorm(
-            option("features", 7), "batch", eps, mode="batch", momentum=0.9
+            features, "batch", eps, mode="batch", momentum=1 - momentum
         ),
         "attention": lambda: eqx.nn.MultiheadAttention(
-            2, *sizes, output_size=10, qk_size=5, vo_size=5, **uses, key=key
+            heads,
+            *sizes,
+            output_size=width,
+            qk_size=width // heads,
+            vo_size=width // heads,
+            **uses,
+            key=key,
         ),
-        "lstm": lambda: eqx.nn.LSTMCell(inputs, 7, use_bias=bias, key=key),
-        "gru": lambda: eqx.nn.GRUCell(inputs, 7, use_bias=bias, key=key),
+        "lstm": lambda: eqx.nn.LSTMCell(inputs, features, use_bias=bias, key=key),
+        "gru": lambda: eqx.nn.GRUCell(inputs, features, use_bias=bias, key=key),
         "prelu": lambda: eqx.nn.PReLU(
-            jnp.ones((option("slopes"), 1)) if option("slopes") else jnp.ones(())
+            jnp.ones((option("slopes"), *(1,) * (len(case.shapes[0]) - 2)))
+            if option("slopes")
+            else jnp.ones(())
         ),
         "weight norm": lambda: eqx.nn.WeightNorm(normed()),
         "spectral norm": lambda: eqx.nn.SpectralNorm(normed(), "weight", key=key),
