@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickletools
+import warnings
 from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
@@ -50,10 +51,12 @@ def load(file: io.BytesIO, known: Mapping[str, Any], persistent: Callable[[Any],
     ValueError for what is no pickle.
     """
     machine = _Machine(known, persistent)
-    for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name == "STOP":
-            return machine.result()
-        machine.step(opcode.name, argument)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a strange escape in a string
+        for opcode, argument, _ in pickletools.genops(file):
+            if opcode.name == "STOP":
+                return machine.result()
+            machine.step(opcode.name, argument)
     raise ValueError("its pickle has no end")
 
 

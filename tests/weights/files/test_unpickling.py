@@ -43,6 +43,10 @@ def test_a_list_within_itself_is_read():
     assert one[0] is one
 
 
+def test_a_strange_escape_in_a_string_is_no_warning():
+    assert load(rb"S'\q'" + b"\n") == "\\q"
+
+
 def test_a_pickle_leaves_the_file_behind_its_end():
     file = io.BytesIO(whole(value(3)) + whole(value("next")))
     assert [unpickling.load(file, {}, str) for _ in range(2)] == [3, "next"]
