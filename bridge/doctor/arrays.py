@@ -12,6 +12,7 @@ import numpy as np
 import bridge.core.paths as paths
 from bridge.core.paths import Path
 from bridge.dataflow.comparing import distance
+from bridge.weights.placing import array_of
 from bridge.weights.report import Pair, by_path
 from bridge.weights.tensors import Source
 
@@ -23,13 +24,8 @@ _MOST_BLOCKS = 4
 
 def translated(pairs: Sequence[Pair], source: Source) -> dict[Path, np.ndarray]:
     """The arrays that a plan makes of those of a source, in float64."""
-    found: dict[Path, np.ndarray] = {}
-    for path, group in by_path(pairs).items():
-        array = found[path] = np.zeros(group[0].translation.target_shape)
-        for pair in group:
-            came = source.tensors[pair.key].read().astype(np.float64) + pair.offset
-            pair.translation.put(came, array, add=True)
-    return found
+    groups = by_path(pairs).items()
+    return {path: array_of(group, source, np.dtype(np.float64)) for path, group in groups}
 
 
 def changed(
