@@ -11,6 +11,7 @@ import bridge.core.paths as paths
 from bridge.core.errors import WeightsError
 from bridge.core.layers import Layer, Slot
 from bridge.core.leaves import Lazy, Tied
+from bridge.core.node import Node
 from bridge.core.paths import Path
 from bridge.core.tree import Entry, entries, walk
 from bridge.core.wrapped import Wrapped
@@ -42,6 +43,11 @@ class Targets:
 
 def targets_of(module: Any) -> Targets:
     """What a Module wants to be loaded; raises WeightsError where it does not know that itself."""
+    if not isinstance(module, Node):
+        raise WeightsError(
+            f"weights go into a bridge.Module; a {type(module).__name__} was given: a model of a"
+            f" library becomes one by bridge.wrap(model)"
+        )
     found = [entry for entry in entries(module) if not isinstance(entry.value, Tied)]
     lazy = [paths.name(entry.path[:-1]) for entry in found if isinstance(entry.value, Lazy)]
     if lazy:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import bridge as br
+from bridge.core.errors import WeightsError
 from bridge.core.layers import Layer, Slot
 from bridge.core.leaves import Leaves
 from bridge.core.opaque import Opaque
@@ -374,6 +375,15 @@ def test_a_model_wrapped_with_its_variables_shows_its_layers_in_init():
     seen = module.init(jax.random.key(1), x)
     np.testing.assert_array_equal(seen.params["kernel"], variables["params"]["kernel"])
     assert br.load_state_dict(seen, source)(x)[0, 0] == 6
+
+
+def test_what_is_no_module():
+    with pytest.raises(WeightsError) as caught:
+        br.load_state_dict(nn.Dense(3), {"weight": np.ones((3, 5), np.float32)})
+    assert str(caught.value) == (
+        "weights go into a bridge.Module; a Dense was given: a model of a library becomes one by"
+        " bridge.wrap(model)"
+    )
 
 
 def test_a_model_that_has_seen_no_input():
