@@ -182,7 +182,9 @@ def _several(example: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
 
 
 def _reason(error: Exception) -> str:
-    """The first lines of one of torch.export's errors, which is a page long."""
+    """Why an export failed: bridge's own words, or the first lines of torch.export's page."""
+    if isinstance(error, BridgeError):
+        return str(error)
     text = str(error).strip().split("\n\n")[0]
     return f"{type(error).__name__}: {text[:600]}"
 

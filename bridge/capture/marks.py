@@ -14,8 +14,13 @@ import torch
 from bridge.capture.containers import check_output, structure_of
 from bridge.capture.draws import KnownDraws, refused_host_draws
 from bridge.capture.functions import Kept
+from bridge.core import paths
+from bridge.core.errors import LoweringError
 from bridge.core.paths import Path
 from bridge.lowering.structure import Signature, Structure
+
+# A size of so many operations on the sizes of the inputs, each as nested as this, costs minutes per op.
+_OPERATIONS = 30
 
 
 @dataclass
@@ -95,12 +100,26 @@ class Marked(torch.nn.Module):
         if torch.compiler.is_dynamo_compiling():  # the branch of a cond: its values never leave it
             return
         structure, leaves = structure_of(value)
+        for leaf in leaves:
+            _check_sizes(path, leaf)
         buffers = {name: one for name, one in buffers.items() if one is not None}
         marks, copies = self.record.marks, self.record.copies
         marks.append(Mark(kind, path, signature, structure, len(leaves), tuple(buffers)))
         # Copies first: a view of what an op has written into is made again where it is next used.
         values = [_copied(leaf) for leaf in (*leaves, *buffers.values())]
         copies.extend([torch.full((), len(marks)), *values])
+
+
+def _check_sizes(path: Path, leaf: Any) -> None:
+    """Refuses a tensor one of whose sizes is a formula too long for torch.export to go on with."""
+    sizes = leaf.shape if isinstance(leaf, torch.Tensor) else ()
+    longest = max(
+        (size.node.expr.count_ops() for size in sizes if not isinstance(size, int)), default=0
+    )
+    if longest > _OPERATIONS:
+        raise LoweringError(
+            f"{paths.name(path)} has a size that takes {longest} operations on those of the inputs"
+        )
 
 
 def _copied(leaf: Any) -> Any:

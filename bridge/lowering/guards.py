@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -29,7 +30,16 @@ _COMPARED = {
     ast.GtE: operator.ge,
 }
 _UNARY = {ast.USub: operator.neg, ast.Not: operator.not_}
-_CALLED = {"max": max, "min": min, "abs": abs, "Max": max, "Min": min}
+_CALLED = {
+    "max": max,
+    "min": min,
+    "abs": abs,
+    "Max": max,
+    "Min": min,
+    "math.ceil": math.ceil,
+    "math.floor": math.floor,
+    "math.trunc": math.trunc,
+}
 
 
 def holds(guard: str, sizes: Mapping[str, int]) -> bool:
@@ -64,6 +74,6 @@ def _value(node: ast.AST, sizes: Mapping[str, int]) -> Any:
         case ast.BoolOp(op=op, values=values):
             found = (_value(one, sizes) for one in values)
             return all(found) if isinstance(op, ast.And) else any(found)
-        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
-            return _CALLED[name](*(_value(one, sizes) for one in args))
+        case ast.Call(func=ast.Name() | ast.Attribute() as called, args=args, keywords=[]):
+            return _CALLED[ast.unparse(called)](*(_value(one, sizes) for one in args))
     raise KeyError(type(node).__name__)

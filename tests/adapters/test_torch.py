@@ -2,7 +2,9 @@
 
 import copy
 import logging
+import math
 import pickle
+import re
 import subprocess
 import sys
 
@@ -312,6 +314,27 @@ def test_sizes_that_cannot_be_free_leave_the_batch_free():
 
     module = br.from_torch(Chosen(), torch.zeros(2, 5))
     assert module(jnp.ones((3, 5))).shape == (3, 5)
+
+
+def test_sizes_that_become_long_formulas_leave_the_batch_free():
+    class Same(nn.Conv2d):
+        """A convolution that pads by as much as gives one output for every stride."""
+
+        def forward(self, x):
+            down, right = (max(0, (math.ceil(size / 2) - 1) * 2 + 3 - size) for size in x.shape[2:])
+            return super().forward(nn.functional.pad(x, (0, right, 0, down)))
+
+    model = nn.Sequential(*(Same(1, 1, 3, stride=2) for _ in range(5)))
+    module = br.from_torch(model, torch.zeros(2, 1, 64, 64))
+    assert module(jnp.ones((3, 1, 64, 64))).shape == (3, 1, 2, 2)
+    with pytest.raises(br.BridgeError) as error:
+        module(jnp.ones((2, 1, 32, 64)))
+    assert re.fullmatch(
+        r"the root module: input input has size 32 on axis 2; the captured program is for 64 alone"
+        r" \(torch.export could not free it: \d has a size that takes \d+ operations on those of the"
+        r" inputs\). Capture the model with an example of that size: bridge.from_torch\(...\)",
+        str(error.value),
+    )
 
 
 def test_sizes_stay_as_they_are_without_dynamic_batch():

@@ -14,13 +14,16 @@ from bridge.lowering.guards import holds
         ("3 < x0_0 <= 8", {"x0_0": 8}, True),
         ("Max(1, x0_0 - 2) >= 3 or -x0_0 < -10", {"x0_0": 4}, False),
         ("7 % (x0_0 // 2) == 0", {"x0_0": 1}, False),
+        ("math.ceil(x0_0 / 2) + math.floor(x0_0 / 2) == math.trunc(x0_0 / 1)", {"x0_0": 7}, True),
     ],
 )
 def test_a_condition_on_sizes_is_computed(guard, sizes, truth):
     assert holds(guard, sizes) is truth
 
 
-@pytest.mark.parametrize("guard", ["x9_0 == 1", "__import__('os')", "x0_0.real == 1", "x0_0 ="])
+@pytest.mark.parametrize(
+    "guard", ["x9_0 == 1", "__import__('os')", "x0_0.real == 1", "math.exp(x0_0) > 1", "x0_0 ="]
+)
 def test_what_is_no_condition_on_sizes_is_refused(guard):
     with pytest.raises(br.BridgeError) as error:
         holds(guard, {"x0_0": 1})
