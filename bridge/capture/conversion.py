@@ -108,36 +108,33 @@ class Conversion:
     def _number(self, node: Any) -> int:
         return self.numbers.setdefault(node, len(self.numbers))
 
-    def _marks(self, output: Node) -> dict[Node, tuple[Mark, list[Node]]]:
-        """Each mark by the node at which it stands, with the nodes of its values."""
+    def _marks(self, output: Node) -> dict[Node, list[tuple[Mark, list[Any], list[Any]]]]:
+        """The marks by the node at which they stand, with the nodes of their values and buffers."""
         results: Any = output.args[0]
-        copies = list(results[len(results) - sum(self._size(m) for m in self.captured.marks) :])
-        found: dict[Node, tuple[Mark, list[Node]]] = {}
+        copies = results[len(results) - self.captured.copies :]
+        found: dict[Node, list[tuple[Mark, list[Any], list[Any]]]] = {}
         for mark in self.captured.marks:
-            token, *values = (copies.pop(0) for _ in range(self._size(mark)))
-            found[token] = mark, values
+            values = [copies[place] for place in mark.values]
+            buffers = [copies[place] for place in mark.buffers.values()]
+            found.setdefault(copies[mark.sign], []).append((mark, values, buffers))
         return found
 
-    @staticmethod
-    def _size(mark: Mark) -> int:
-        return 1 + mark.values + len(mark.buffers)
-
-    def _calls(self, nodes: Sequence[Node], marks: Mapping[Node, tuple[Mark, list[Node]]]) -> Call:
+    def _calls(self, nodes: Sequence[Node], marks: Mapping[Node, Sequence[Any]]) -> Call:
         """The calls around the ops, from the signs of where each begins and ends."""
-        copies = {copy for _, values in marks.values() for copy in values if is_copy(copy)}
+        results: Any = nodes[-1].args[0]
+        copies = {one for one in results[len(results) - self.captured.copies :] if is_copy(one)}
         self.scopes = [_Scope()]
         begun: list[tuple[Mark, tuple[Any, ...]]] = []
         for node in nodes:
-            if node in marks:
-                mark, values = marks[node]
+            for mark, values, buffers in marks.get(node, ()):
                 if mark.kind == "begin":
                     begun.append((mark, tuple(self._source(value) for value in values)))
                     self.scopes.append(self._scope(values, begun[-1][1]))
                 else:
-                    call = self._call(begun.pop(), mark, values)
+                    call = self._call(begun.pop(), mark, values, buffers)
                     self.scopes.pop()
                     self.scopes[-1].body.append(call)
-            elif is_op(node) and node not in copies and not self._is_size(node):
+            if node not in marks and is_op(node) and node not in copies and not self._is_size(node):
                 self.scopes[-1].body.append(self._op(node, self.module))
         outside = self.scopes[0].body
         main = next(item for item in outside if isinstance(item, Call))
@@ -155,8 +152,9 @@ class Conversion:
         }
         return _Scope(inputs=[node for node in given if isinstance(node, Node)], sizes=sizes)
 
-    def _call(self, begin: tuple[Mark, tuple[Any, ...]], mark: Mark, values: list[Node]) -> Call:
-        outputs, buffers = values[: mark.values], values[mark.values :]
+    def _call(
+        self, begin: tuple[Mark, tuple[Any, ...]], mark: Mark, outputs: list[Any], buffers: list[Any]
+    ) -> Call:
         writes = {
             paths.join((*mark.path, name)): self._source(node)
             for name, node in zip(mark.buffers, buffers, strict=True)

@@ -32,10 +32,11 @@ _NAME = re.compile(r"x\d+_\d+")
 
 @dataclass
 class Captured:
-    """What torch.export gave for a mode."""
+    """What torch.export gave for a mode; the last so many outputs are the copies of the marks."""
 
     program: Any
     marks: list[Mark]
+    copies: int
     guards: tuple[str, ...]
     fixed: str | None
 
@@ -119,7 +120,8 @@ class Capture:
         guards = guards_of(exported)
         cut_gradients(exported.graph_module)
         decomposed = exported.run_decompositions(_decompositions(table.names()).copy())
-        return Captured(decomposed, list(marked.record.marks), guards, None)
+        record = marked.record
+        return Captured(decomposed, record.marks, len(record.copies), guards, None)
 
 
 @contextlib.contextmanager

@@ -16,12 +16,20 @@ _REDUCTIONS = ("none", "mean", "sum")  # as ATen numbers them
 
 
 class Kept(TorchFunctionMode):
-    """While it lasts, the functions of the table below are called in place of torch's own."""
+    """While it lasts, the functions of the table below are called in place of torch's own.
+
+    `calls` counts the functions of torch's that were called, beside those that read an attribute.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """What the function returns."""
+        self.calls += getattr(func, "__name__", "") != "__get__"
         return _INSTEAD.get(func, func)(*args, **(kwargs or {}))
 
 

@@ -23,24 +23,62 @@ from bridge.lowering.structure import Signature, Structure
 _OPERATIONS = 30
 
 
-@dataclass
+@dataclass(frozen=True)
 class Mark:
-    """One sign of a part's call among the outputs of the captured graph, and how many values it has."""
+    """Where a part's call begins or ends: which outputs of the graph are the sign and its values."""
 
     kind: str
     path: Path
     signature: Signature
     structure: Structure
-    values: int
-    buffers: tuple[str, ...] = ()
+    sign: int
+    values: tuple[int, ...]
+    buffers: Mapping[str, int]
 
 
 class _Record:
-    """What the hooks have noted; torch.export undoes what a forward does to a module's own lists."""
+    """What the hooks have noted; torch.export undoes what a forward does to a module's own lists.
+
+    A part mostly takes what the one before it gave: as long as no function of torch's is called in
+    between, a tensor is not copied again, and one sign does for the end and the beginning.
+    """
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets all of it."""
         self.marks: list[Mark] = []
         self.copies: list[Any] = []
+        self.sign: int | None = None
+        self.calls = -1
+        self.known: dict[tuple[int, int], tuple[torch.Tensor, int]] = {}
+
+    def since(self, calls: int) -> None:
+        """Forgets the tensors that may have been written into: so many functions were called by now."""
+        if calls != self.calls:
+            self.known.clear()
+            self.sign = None
+
+    def copied(self, leaf: Any) -> int:
+        """Which output is a copy of a value."""
+        if not isinstance(leaf, torch.Tensor):
+            return self._output(leaf)
+        key = id(leaf), leaf._version
+        if key not in self.known:
+            self.sign = None  # a view that is made again for the copy belongs before the sign
+            self.known[key] = leaf, self._output(leaf.clone())
+        return self.known[key][1]
+
+    def signed(self) -> int:
+        """Which output is the sign at this place."""
+        if self.sign is None:
+            self.sign = self._output(torch.full((), len(self.marks)))
+        return self.sign
+
+    def _output(self, value: Any) -> int:
+        self.copies.append(value)
+        return len(self.copies) - 1
 
 
 class Marked(torch.nn.Module):
@@ -52,14 +90,13 @@ class Marked(torch.nn.Module):
     def __init__(self, model: torch.nn.Module, rebuild: Callable[..., Any]) -> None:
         super().__init__()
         self.model, self.rebuild = model, rebuild
-        self.record = _Record()
+        self.record, self.kept = _Record(), Kept()
 
     def forward(self, *tensors: Any) -> list[Any]:
         """The copies, in order; the marks of the record say what they are."""
-        self.record.marks.clear()
-        self.record.copies.clear()
+        self.record.clear()
         args, kwargs = self.rebuild(tensors)
-        with Kept(), KnownDraws(), refused_host_draws():
+        with self.kept, KnownDraws(), refused_host_draws():
             output = self.model(*args, **kwargs)
         check_output(self.model, output)
         return list(self.record.copies)
@@ -87,7 +124,7 @@ class Marked(torch.nn.Module):
     def _after(
         self, path: Path, signature: Signature, module: Any, _args: Any, _kwargs: Any, out: Any
     ) -> None:
-        self._mark("end", path, signature, out, module._buffers)
+        self._mark("end", path, signature, out, {} if _keeps_buffers(module) else module._buffers)
 
     def _mark(
         self,
@@ -99,15 +136,21 @@ class Marked(torch.nn.Module):
     ) -> None:
         if torch.compiler.is_dynamo_compiling():  # the branch of a cond: its values never leave it
             return
+        record = self.record
+        record.since(self.kept.calls)
         structure, leaves = structure_of(value)
         for leaf in leaves:
             _check_sizes(path, leaf)
-        buffers = {name: one for name, one in buffers.items() if one is not None}
-        marks, copies = self.record.marks, self.record.copies
-        marks.append(Mark(kind, path, signature, structure, len(leaves), tuple(buffers)))
-        # Copies first: a view of what an op has written into is made again where it is next used.
-        values = [_copied(leaf) for leaf in (*leaves, *buffers.values())]
-        copies.extend([torch.full((), len(marks)), *values])
+        values = tuple(record.copied(leaf) for leaf in leaves)
+        held = {name: record.copied(one) for name, one in buffers.items() if one is not None}
+        sign = record.signed()
+        record.marks.append(Mark(kind, path, signature, structure, sign, values, held))
+        record.calls = self.kept.calls
+
+
+def _keeps_buffers(module: torch.nn.Module) -> bool:
+    """Whether a call leaves the buffers as they are: torch's own layers write none but in training."""
+    return not module.training and type(module).__module__.startswith("torch.nn.modules.")
 
 
 def _check_sizes(path: Path, leaf: Any) -> None:
@@ -120,10 +163,6 @@ def _check_sizes(path: Path, leaf: Any) -> None:
         raise LoweringError(
             f"{paths.name(path)} has a size that takes {longest} operations on those of the inputs"
         )
-
-
-def _copied(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
 def signature_of(module: torch.nn.Module) -> Signature:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from bridge.core.errors import WeightsError
+from bridge.weights.casting import cast
 from bridge.weights.tensors import Source, Tensor
 
 DTYPES: Mapping[str, np.dtype] = {
@@ -20,7 +20,7 @@ DTYPES: Mapping[str, np.dtype] = {
 }
 
 
-def cast(source: Source, dtype: np.dtype) -> Source:
+def with_dtype(source: Source, dtype: np.dtype) -> Source:
     """A source whose floating numbers are of a dtype; what else it has stays as it is.
 
     Reading an array raises WeightsError where a finite number would become infinite.
@@ -30,19 +30,7 @@ def cast(source: Source, dtype: np.dtype) -> Source:
         if tensor.dtype == dtype or not jnp.issubdtype(tensor.dtype, jnp.floating):
             return tensor
         return Tensor(
-            tensor.shape, dtype, lambda: _cast(key, tensor.read(), dtype), memory=tensor.memory
+            tensor.shape, dtype, lambda: cast(key, tensor.read(), dtype), memory=tensor.memory
         )
 
     return replace(source, tensors={key: of_dtype(key, one) for key, one in source.tensors.items()})
-
-
-def _cast(key: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        made = array.astype(dtype)
-    lost = np.isinf(made) & np.isfinite(array)
-    if lost.any():
-        raise WeightsError(
-            f"{key}: {float(array[lost][0]):g} is too large for {dtype}, which ends at"
-            f" {float(jnp.finfo(dtype).max):g}: give a --dtype of more range"
-        )
-    return made

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bridge.cli.casting import DTYPES, cast
+from bridge.cli.casting import DTYPES, with_dtype
 from bridge.cli.ending import found_problems
 from bridge.cli.factories import module_of
 from bridge.cli.inspecting import File
@@ -95,7 +95,7 @@ def _check_usage(
 def _rewrite(source: Source, out: Path, dtype: str | None, shard_size: str | None) -> list[Path]:
     """Writes the arrays of a source, read one by one; the files that hold them now."""
     try:
-        save_state_dict(source if dtype is None else cast(source, DTYPES[dtype]), out, shard_size)
+        save_state_dict(source if dtype is None else with_dtype(source, DTYPES[dtype]), out, shard_size)
     except WeightsError as error:
         raise found_problems(str(error)) from None
     return _written(out)

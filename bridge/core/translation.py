@@ -167,7 +167,15 @@ def translation(
     >>> str(translation("out in", "in| out", (7, 2), source_shape=(2, 3)))
     'out in -> in[0:3] out'
     """
-    found, stars = dict(sizes or {}), dict[str, int]()
+    given = None if source_shape is None else tuple(source_shape)
+    return _translation(source, target, tuple(target_shape), given, frozenset((sizes or {}).items()))
+
+
+@functools.lru_cache(maxsize=4096)  # a model repeats the same few layers
+def _translation(
+    source: str, target: str, target_shape: Shape, source_shape: Shape | None, sizes: frozenset[Any]
+) -> Translation:
+    found, stars = dict(sizes), dict[str, int]()
     there = _expanded(_parsed(target), len(target_shape), stars)
     ranked = source_shape is not None and f"*{_UNIT}" in source  # nothing else tells how many
     here = _expanded(_parsed(source), len(source_shape or ()) if ranked else None, stars)
@@ -181,13 +189,24 @@ def translation(
     _solve(here, came or [None] * len(here), found)
     missing = sorted({*_words(there)} - {*found})
     if missing:
-        raise WeightsError(
-            f"the axes ({target}) of {tuple(target_shape)} leave the size of {missing[0]} open"
-        )
+        raise WeightsError(f"the axes ({target}) of {target_shape} leave the size of {missing[0]} open")
     made = Translation(_sized(here, came, found), _sized(there, target_shape, found))
-    if made.target_shape != tuple(target_shape):
-        raise WeightsError(f"the axes ({target}) do not divide the shape {tuple(target_shape)}")
+    if made.target_shape != target_shape:
+        raise WeightsError(f"the axes ({target}) do not divide the shape {target_shape}")
     return made
+
+
+def coverage(translations: Sequence[Translation]) -> np.ndarray:
+    """How many of these translations, all to one array, fill each of its numbers.
+
+    >>> halves = [translation("in", f"{pick}of2 in", (2, 3)) for pick in (0, 1)]
+    >>> coverage(halves).tolist(), coverage(halves[:1]).tolist()
+    ([[1, 1, 1], [1, 1, 1]], [[1, 1, 1], [0, 0, 0]])
+    """
+    counted = np.zeros(translations[0].target_shape, np.uint8)
+    for one in translations:
+        counted.reshape(_wholes(one.target))[_index(one.target)] += 1
+    return counted
 
 
 def labelled(axes: str, shape: Sequence[int]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 import bridge.core.paths as paths
 from bridge.core.errors import WeightsError
-from bridge.core.translation import Translation
+from bridge.core.translation import Translation, coverage
 from bridge.weights.matching import buffers
 from bridge.weights.report import Match, Pair, by_path
 from bridge.weights.targets import Targets
@@ -90,7 +90,7 @@ def _fillings(place: str, pairs: Sequence[Pair]) -> Iterator[str]:
     for same in regions.values():
         if len({(one.key, one.translation) for one in same}) < len(same):
             yield f"{place}: the plan adds {same[0].key} to itself"
-    counted = _counts([same[0].translation for same in regions.values()])
+    counted = coverage([same[0].translation for same in regions.values()])
     empty, twice = int((counted == 0).sum()), int((counted > 1).sum())
     if empty:
         yield f"{place}: the plan leaves {empty} of its {counted.size} numbers without weights"
@@ -107,22 +107,13 @@ def _partly_taken(plan: Match, tensors: Mapping[str, Tensor]) -> Iterator[tuple[
         shapes = {one.target_shape for one in taken}
         known = key in tensors and shapes == {tensors[key].shape}  # anything else is a problem anyway
         if known and not any(one.fills for one in taken):
-            counted = _counts(taken)
+            counted = coverage(taken)
             if lost := int((counted == 0).sum()):
                 yield (
                     key,
                     f"{key}: left over: the plan takes {lost} of its {counted.size} numbers nowhere;"
                     f" type strict=False to leave them out",
                 )
-
-
-def _counts(translations: Sequence[Translation]) -> np.ndarray:
-    """How many of these translations, all to one array, fill each of its numbers."""
-    counted = np.zeros(translations[0].target_shape, np.uint8)
-    for one in translations:
-        atoms = [atom for axis in one.target for atom in axis]
-        counted.reshape([atom.whole for atom in atoms])[tuple(atom.index for atom in atoms)] += 1
-    return counted
 
 
 def _source_faults(pair: Pair, tensors: Mapping[str, Tensor]) -> Iterator[str]:

@@ -49,8 +49,9 @@ def load_state_dict(
 
     Nothing is cast by itself: with `dtype=None` the source has the module's dtypes, or it is an error.
     "source" keeps those of the source, "module" casts to the module's, any dtype casts floating
-    numbers to it. `sharding` says where the arrays go, one for all or a function of the path; of an
-    array that several devices hold, each part is read straight to its place.
+    numbers to it; a number too large for its dtype is an error. `sharding` says where the arrays go,
+    one for all or a function of the path; of an array that several devices hold, each part is read
+    straight to its place.
 
     Raises WeightsError with everything that does not fit; then nothing is loaded. Warns of numbers that
     are NaN or infinite.

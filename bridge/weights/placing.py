@@ -8,10 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import bridge.core.tensorfile as tensorfile
 from bridge.core.narrowing import Uneven, narrowed
+from bridge.weights.casting import cast
 from bridge.weights.finite import Finding
 from bridge.weights.report import Pair
 from bridge.weights.sources import Source
@@ -32,13 +34,13 @@ def array_of(pairs: Sequence[Pair], source: Source, dtype: np.dtype) -> np.ndarr
     if len(pairs) == 1 and first.translation.fills and not first.offset:
         turns = len(first.translation.steps) == _MATRIX
         read = tensor.mapped if turns and tensor.mapped else tensor.read
-        array = first.translation(read().astype(dtype, copy=tensor.shared))
+        came = read()
+        array = cast(first.key, came, dtype)
+        array = first.translation(array.copy() if tensor.shared and array is came else array)
         if turns:
             return array
         return np.ascontiguousarray(array).reshape(first.translation.target_shape)  # () would be (1,)
-    array = np.empty(first.translation.target_shape, dtype)
-    _fill(pairs, lambda key: source.tensors[key].read(), array)
-    return array
+    return _filled(pairs, lambda key: source.tensors[key].read(), _common(pairs, source), dtype)
 
 
 def sharded(
@@ -58,33 +60,36 @@ def sharded(
         box = tuple(slice(*one.indices(size)[:2]) for one, size in zip(index, shape, strict=True))
         place = tuple((one.start, one.stop) for one in box)
         if place not in parts:
-            parts[place] = _box(pairs, arrays.__getitem__, dtype, box)
+            parts[place] = _box(pairs, arrays.__getitem__, _common(pairs, source), dtype, box)
             found.look(parts[place])
         return parts[place]
 
     return jax.make_array_from_callback(shape, sharding, part), found
 
 
-def _box(pairs: Sequence[Pair], read: Read, dtype: np.dtype, box: Box) -> np.ndarray:
+def _common(pairs: Sequence[Pair], source: Source) -> np.dtype:
+    """The dtype that the arrays of the source have, or that holds them all."""
+    dtypes = {source.tensors[pair.key].dtype for pair in pairs}
+    return jnp.result_type(*dtypes) if len(dtypes) > 1 else dtypes.pop()
+
+
+def _box(pairs: Sequence[Pair], read: Read, came: np.dtype, dtype: np.dtype, box: Box) -> np.ndarray:
     """A part of the array that the pairs fill."""
     try:
         turned = [(pair, narrowed(pair.translation, box)) for pair in pairs]
     except Uneven:
-        whole = np.empty(pairs[0].translation.target_shape, dtype)
-        _fill(pairs, read, whole)
-        return np.array(whole[box], order="C")
-    shape = tuple(one.stop - one.start for one in box)
-    size = math.prod(shape) * dtype.itemsize
-    array = tensorfile.aligned(size).view(dtype).reshape(shape)
-    _fill([replace(p, translation=part) for p, part in turned if part is not None], read, array)
-    return array
+        return np.array(_filled(pairs, read, came, dtype)[box], order="C")
+    parts = [replace(p, translation=part) for p, part in turned if part is not None]
+    return _filled(parts, read, came, dtype)
 
 
-def _fill(pairs: Sequence[Pair], read: Read, array: np.ndarray) -> None:
-    """Fills an array by its pairs; what fills one region is added up."""
-    filled: set[Any] = set()
+def _filled(pairs: Sequence[Pair], read: Read, came: np.dtype, dtype: np.dtype) -> np.ndarray:
+    """The array that pairs fill; what fills one region is added up, and cast when it is whole."""
+    shape, filled = pairs[0].translation.target_shape, set[Any]()
+    array = tensorfile.aligned(math.prod(shape) * came.itemsize).view(came).reshape(shape)
     for pair in pairs:
         taken = read(pair.key)
         taken = taken + np.asarray(pair.offset, taken.dtype) if pair.offset else taken
         pair.translation.put(taken, array, add=pair.translation.region in filled)
         filled.add(pair.translation.region)
+    return cast(", ".join(dict.fromkeys(pair.key for pair in pairs)), array, dtype)

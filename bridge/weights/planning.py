@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
@@ -13,7 +12,7 @@ from bridge.core.errors import WeightsError
 from bridge.core.layers import SUM, Layer, Slot, placed
 from bridge.core.paths import Path
 from bridge.core.settings import SAME, differing, shown
-from bridge.core.translation import labelled, translation
+from bridge.core.translation import coverage, labelled, translation
 from bridge.weights.catalogue import torch_row, unfolded
 from bridge.weights.coalescing import coalesced
 from bridge.weights.pairing import (
@@ -165,21 +164,28 @@ def _add_known(draft: _Draft, couple: Couple) -> None:
 
 def _faults(pairs: Sequence[Pair]) -> Iterator[str]:
     """What is wrong with the pairs of one array: two of them for one place, or none for another."""
-    place, taken = paths.join(pairs[0].path), dict[Any, str]()
+    if len(pairs) == 1 and pairs[0].translation.fills:
+        return
+    place, taken = paths.join(pairs[0].path), dict[Any, Pair]()
     for pair in pairs:
-        other = taken.setdefault(pair.translation.region, pair.key)
-        if other != pair.key:
-            yield (
-                f"{place}: would be {other} and {pair.key} at once: it is used in two places, and each"
-                f" has its own array in the source; make it two in the Module, or tie the source's"
-            )
-    filled = sum(math.prod(size for _, size, _ in region) for region in taken)
-    size = math.prod(pairs[0].translation.target_shape)
-    if filled < size:
+        other = taken.setdefault(pair.translation.region, pair)
+        if other.key != pair.key:
+            yield _two_at_once(place, other.key, pair.key)
+    counted = coverage([pair.translation for pair in taken.values()])
+    if (counted > 1).any():
+        yield _two_at_once(place, *list(dict.fromkeys(pair.key for pair in pairs))[:2])
+    if empty := int((counted == 0).sum()):
         yield (
-            f"{place}: only {filled} of its {size} numbers are known to be in the source; the forward"
-            f" does not tell where the others are"
+            f"{place}: only {counted.size - empty} of its {counted.size} numbers are known to be in"
+            f" the source; the forward does not tell where the others are"
         )
+
+
+def _two_at_once(place: str, *keys: str) -> str:
+    return (
+        f"{place}: would be {' and '.join(keys)} at once: it is used in two places, and each has its"
+        f" own array in the source; make it two in the Module, or tie the source's"
+    )
 
 
 def _add_array(

@@ -1,5 +1,7 @@
 """What torch.export makes of a model's code: regions, control flow, effects, and what is refused."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -263,3 +265,68 @@ def test_a_row_that_gives_another_array_than_torch_is_an_error(monkeypatch):
         "0, bridge_tests.triple.default: it gave int32[3], where the captured program has"
         " float32['any', 3]"
     )
+
+
+def by_a_method(x):
+    x.add_(5)
+
+
+def by_an_index(x):
+    x[:, 0] = 5
+
+
+def through_a_view(x):
+    x.view(-1)[1:].mul_(5)
+
+
+def through_a_detached_one(x):
+    x.detach().mul_(5)
+
+
+def by_an_operator(x):
+    torch.ops.aten.mul_.Tensor(x, 5)
+
+
+def as_an_output(x):
+    torch.mul(x, 5, out=x)
+
+
+def by_a_script(x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit.script is deprecated, and still in models
+        torch.jit.script(by_a_method)(x)
+
+
+class Same(br.Module):
+    def __call__(self, x):
+        return x
+
+
+WRITES = (by_a_method, by_an_index, through_a_view, through_a_detached_one)
+
+
+@pytest.mark.parametrize("write", [*WRITES, by_an_operator, as_an_output, by_a_script])
+def test_what_is_written_between_two_parts_is_seen_by_the_second(write):
+    class Written(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.third = nn.Linear(3, 7), nn.Identity(), nn.Identity()
+
+        def forward(self, x):
+            with torch.no_grad():
+                y = self.first(x)
+                before = y + 0
+                write(y)
+                return self.third(self.second(y)) - before
+
+    torch.manual_seed(5)
+    model, x = Written(), torch.randn(5, 3)
+    module = br.from_torch(model, x, mode="eval")
+    close(module(array(x)), model.eval()(x))
+    seen = module.capture(array(x), paths=["second", "third"])
+    written = model.first(x).detach()
+    write(written)
+    for part in ("second", "third"):
+        close(seen[part], written)
+    replaced = module.at["second"].set(Same())
+    close(replaced(array(x)), model(x))

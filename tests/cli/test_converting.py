@@ -50,7 +50,7 @@ def test_a_number_that_a_dtype_cannot_hold_ends_with_1_and_leaves_the_old_file(b
     code, out, err = bridge("convert", "in.safetensors", "out.safetensors", "--dtype", "float16")
     assert (code, out) == (1, "")
     assert err == (
-        "big: 70000 is too large for float16, which ends at 65504: give a --dtype of more range\n"
+        "big: 70000 is too large for float16, which ends at 65504: take a dtype of more range\n"
     )
     assert (folder / "out.safetensors").read_bytes() == b"old"
     assert parts(folder) == []

@@ -13,7 +13,7 @@ DTYPES = (np.float16, np.float32, np.float64, ml_dtypes.bfloat16, ml_dtypes.floa
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_array_with_such_numbers_is_named_with_how_many(dtype, monkeypatch):
-    monkeypatch.setattr(finite, "_BLOCK", 4)  # so that they stand in several blocks
+    monkeypatch.setattr(finite, "_BLOCK", 16)  # so that they stand in several blocks
     array = np.arange(15, dtype=np.float32).reshape(3, 5)
     array[0, 1] = array[2, 3] = np.nan
     array[1, 0] = -np.inf
@@ -44,3 +44,12 @@ def test_finite_numbers_and_whole_ones_pass():
         warn_of_non_finite(
             {"a": np.ones(3), "b": np.arange(5), "c": np.ones((), bool), "d": np.ones(0)}
         )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_largest_numbers_are_finite(dtype):
+    array = np.zeros(5, dtype)
+    array[2], array[3] = ml_dtypes.finfo(dtype).max, ml_dtypes.finfo(dtype).min
+    with warnings.catch_warnings(), np.errstate(all="raise"):
+        warnings.simplefilter("error")
+        warn_of_non_finite({"a": array})

@@ -88,3 +88,19 @@ def test_the_host_never_holds_all_of_a_transposed_array(tmp_path):
     np.testing.assert_array_equal(loaded.w, source["w"].T)
     # The parts are the array; on a CPU JAX takes them over as they are.
     assert most < 1.3 * source["w"].nbytes
+
+
+@pytest.mark.parametrize("sharding", [None, jax.sharding.NamedSharding(MESH, SPEC("x"))])
+@pytest.mark.parametrize("name", ["transposed", "a sum"])
+def test_a_number_that_the_dtype_cannot_hold_is_refused(name, sharding):
+    source = {
+        pair.key: np.ones(pair.translation.source_shape, np.float32) for pair in PLANS[name].pairs
+    }
+    source["a"][0, 1] = 70_000
+    module = Whole(jnp.zeros((8, 16), jnp.float16))
+    with pytest.raises(br.BridgeError) as error:
+        br.load_state_dict(module, source, dtype="module", plan=PLANS[name], sharding=sharding)
+    keys, value = ("a", 70_000) if name == "transposed" else ("a, b", 70_002)
+    assert str(error.value) == (
+        f"{keys}: {value} is too large for float16, which ends at 65504: take a dtype of more range"
+    )
