@@ -72,8 +72,9 @@ class Conversion:
         signature = self.exported.graph_signature
         named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         constants = signature.inputs_to_lifted_tensor_constants
+        tokens = {*signature.input_tokens}
         for node in nodes:
-            if node.name in signature.input_tokens:
+            if node.name in tokens:
                 continue
             if node.name in named:
                 self._hold(node, self._path(named[node.name]), node.meta["val"])
@@ -155,11 +156,11 @@ class Conversion:
     def _call(
         self, begin: tuple[Mark, tuple[Any, ...]], mark: Mark, outputs: list[Any], buffers: list[Any]
     ) -> Call:
-        writes = {
+        after = {
             paths.join((*mark.path, name)): self._source(node)
             for name, node in zip(mark.buffers, buffers, strict=True)
         }
-        unchanged = {place: Ref(number) for place, number in self.arrays.items()}
+        before = {place: Ref(self.arrays[place]) for place in after if place in self.arrays}
         return Call(
             path=mark.path,
             signature=mark.signature,
@@ -167,7 +168,7 @@ class Conversion:
             inputs=begin[1],
             output_structure=mark.structure,
             outputs=tuple(self._source(node) for node in outputs),
-            writes={place: ref for place, ref in writes.items() if ref != unchanged.get(place)},
+            writes={place: ref for place, ref in after.items() if ref != before.get(place)},
             body=tuple(self.scopes[-1].body),  # last: what stands above may add a size to it
         )
 

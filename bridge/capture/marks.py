@@ -20,7 +20,7 @@ from bridge.core.paths import Path
 from bridge.lowering.structure import Signature, Structure
 
 # A size of so many operations on the sizes of the inputs, each as nested as this, costs minutes per op.
-_OPERATIONS = 30
+_OPERATIONS = 15
 
 
 @dataclass(frozen=True)
