@@ -97,3 +97,11 @@ def test_the_mistakes_of_a_port_are_found_and_mended(tmp_path):
     assert sorted(mended) == ["activation", "eps", "flatten order", "padding"]
     assert float(re.search(r"distance of the outputs: (\S+)", out).group(1)) <= 1e-5
     assert (tmp_path / "difference.svg").read_text().startswith("<?xml")
+
+
+def test_parallax_layers_are_declared_and_made_later():
+    out = run("ancestors/parallax.py")
+    assert "Dense uninit (5, 10)\nDense(5, 10)\n" in out
+    before, after = re.search(r"loss ([\d.]+) before and ([\d.]+) after", out).groups()
+    assert float(after) < float(before) / 2
+    assert "2 compilations" in out

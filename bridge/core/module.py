@@ -17,6 +17,7 @@ from bridge.core.node import Node, is_draft, map_children, rebuild, rng_of, spec
 from bridge.core.parameters import ParameterTree, trainable, updated
 from bridge.core.rng import attachable
 from bridge.core.show import draw, tabulate
+from bridge.core.splitting import split
 from bridge.core.tree import walk
 
 
@@ -61,7 +62,7 @@ def _is_call(name: str, value: Any) -> bool:
 class Module(Node):
     """An immutable tree of parameters, states and other modules.
 
-    Subclass it, declare each field with an annotation and write `__call__`:
+    Subclass it, declare each field with an annotation and write `__call__`, or `forward`:
 
     >>> import bridge as br, jax, jax.numpy as jnp
     >>> class Scale(br.Module):
@@ -89,6 +90,8 @@ class Module(Node):
                     f"{cls.__name__}.{name} cannot be a field: every bridge.Module has {name!r} of"
                     f" its own; give the field another name"
                 )
+        if "forward" in vars(cls) and "__call__" not in vars(cls):
+            cls.__call__ = vars(cls)["forward"]  # the other name of what a module computes
         for name, value in list(vars(cls).items()):
             if _is_call(name, value):
                 setattr(cls, name, _through_apply(value))
@@ -132,6 +135,35 @@ class Module(Node):
         so that a new sibling changes no other part. Raises UninitialisedError without a needed sample.
         """
         return calling.init(self, key, sample, kwargs, mode=mode, method=method)
+
+    def initialized(self, key: Any, *sample: Any, **kwargs: Any) -> Self:
+        """The module with everything made that is not there yet: `init` by another name.
+
+        >>> import bridge as br, jax
+        >>> class Shift(br.Module):
+        ...     shift: br.Parameter = br.ParamInit((), jax.nn.initializers.ones)
+        ...
+        ...     def forward(self, x):
+        ...         return x + self.shift
+        >>> print(Shift(), Shift().initialized(jax.random.key(0))(2.0))
+        Shift uninit () 3.0
+        """
+        return self.init(key, *sample, **kwargs)
+
+    def split(self, number: int) -> tuple[Self, ...]:
+        """So many copies of the module, with fresh keys wherever one is attached or in a `Key` field.
+
+        Raises MissingRngError where there is none.
+
+        >>> import bridge as br, jax
+        >>> class Noise(br.Module):
+        ...     def __call__(self):
+        ...         return jax.random.normal(self.rng)
+        >>> one, other = Noise().new_state(jax.random.key(0)).split(2)
+        >>> bool(one.apply()[0] == other.apply()[0])
+        False
+        """
+        return split(self, number)
 
     def apply(
         self,
