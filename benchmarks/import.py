@@ -12,6 +12,7 @@ own: the first load gives the peak, the least of the others the time.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -62,11 +63,9 @@ def files_of(folder, form):
     return [folder / ("model.pt" if form == ".pt" else "model.safetensors")]
 
 
-def equinox_stack(layers, dtype):
+def equinox_model(layers, dtype):
     import equinox as eqx
     import jax
-
-    import bridge as br
 
     class Stack(eqx.Module):
         layers: list
@@ -77,11 +76,15 @@ def equinox_stack(layers, dtype):
             return x
 
     key = jax.random.key(0)
-    return jax.eval_shape(
-        lambda: br.from_equinox(
-            Stack([eqx.nn.Linear(WIDTH, WIDTH, dtype=dtype, key=key) for _ in range(layers)])
-        )
-    )
+    return Stack([eqx.nn.Linear(WIDTH, WIDTH, dtype=dtype, key=key) for _ in range(layers)])
+
+
+def equinox_stack(layers, dtype):
+    import jax
+
+    import bridge as br
+
+    return jax.eval_shape(lambda: br.from_equinox(equinox_model(layers, dtype)))
 
 
 def linen_stack(layers, dtype):
@@ -165,12 +168,24 @@ def by_torch(folder, form, layout, dtype, layers):
     return load
 
 
+def by_statedict2pytree(folder, form, layout, dtype, layers):
+    import jax.numpy as jnp
+    import torch
+    from statedict2pytree import autoconvert
+
+    model = equinox_model(layers, jnp.dtype(dtype))
+    file = files_of(folder, form)[0]
+    return lambda: autoconvert(model, torch.load(file, weights_only=True))
+
+
 METHODS = {
     "read": (by_reading, FORMS, ("same",)),
     "bridge": (by_bridge, FORMS, LAYOUTS),
     "safetensors.flax": (by_safetensors, ("one file", "sharded"), LAYOUTS),
     "torch.load, numpy": (by_torch, (".pt",), LAYOUTS),
 }
+if importlib.util.find_spec("statedict2pytree"):  # it takes no bfloat16, and has no Linen
+    METHODS["statedict2pytree"] = (by_statedict2pytree, (".pt",), ("same",))
 
 
 def measure(method, folder, form, layout, dtype, layers, rounds):
@@ -230,6 +245,8 @@ def main():
             for form in FORMS:
                 read = apart("read", folder, form, "same", dtype, layers, given.rounds)
                 for method, (_, forms, layouts) in METHODS.items():
+                    if method == "statedict2pytree" and dtype == "bfloat16":
+                        continue
                     for layout in layouts if form in forms and method != "read" else ():
                         found = apart(method, folder, form, layout, dtype, layers, given.rounds)
                         ratios = [found["cpu"] / read["cpu"], found["wall"] / read["wall"]]
