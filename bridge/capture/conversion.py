@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,8 +54,7 @@ class Conversion:
         """The Program; raises LoweringError that lists every op without a row."""
         nodes = list(self.module.graph.nodes)
         self._take_inputs([node for node in nodes if node.op == "placeholder"])
-        marks = self._marks(nodes[-1])
-        main = self._calls(nodes, marks)
+        main = self._calls(nodes)
         if self.missing:
             raise LoweringError(self._told())
         return Program(
@@ -109,10 +108,8 @@ class Conversion:
     def _number(self, node: Any) -> int:
         return self.numbers.setdefault(node, len(self.numbers))
 
-    def _marks(self, output: Node) -> dict[Node, list[tuple[Mark, list[Any], list[Any]]]]:
+    def _marks(self, copies: Sequence[Any]) -> dict[Node, list[tuple[Mark, list[Any], list[Any]]]]:
         """The marks by the node at which they stand, with the nodes of their values and buffers."""
-        results: Any = output.args[0]
-        copies = results[len(results) - self.captured.copies :]
         found: dict[Node, list[tuple[Mark, list[Any], list[Any]]]] = {}
         for mark in self.captured.marks:
             values = [copies[place] for place in mark.values]
@@ -120,10 +117,11 @@ class Conversion:
             found.setdefault(copies[mark.sign], []).append((mark, values, buffers))
         return found
 
-    def _calls(self, nodes: Sequence[Node], marks: Mapping[Node, Sequence[Any]]) -> Call:
+    def _calls(self, nodes: Sequence[Node]) -> Call:
         """The calls around the ops, from the signs of where each begins and ends."""
         results: Any = nodes[-1].args[0]
-        copies = {one for one in results[len(results) - self.captured.copies :] if is_copy(one)}
+        outputs = results[len(results) - self.captured.copies :]
+        marks, copies = self._marks(outputs), {one for one in outputs if is_copy(one)}
         self.scopes = [_Scope()]
         begun: list[tuple[Mark, tuple[Any, ...]]] = []
         for node in nodes:

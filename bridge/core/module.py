@@ -13,12 +13,12 @@ from bridge.core.editing import At, freeze, unfreeze
 from bridge.core.errors import FieldError, ImmutableError
 from bridge.core.frames import Frame, frame_of
 from bridge.core.libraries import library_of
-from bridge.core.node import Node, is_draft, map_children, rebuild, rng_of, spec_of
+from bridge.core.node import Node, is_draft, rebuild, rng_of, spec_of
 from bridge.core.parameters import ParameterTree, trainable, updated
 from bridge.core.rng import attachable
 from bridge.core.show import draw, tabulate
 from bridge.core.splitting import split
-from bridge.core.tree import walk
+from bridge.core.tree import map_rngs, walk
 
 
 def plain(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -366,8 +366,7 @@ class Module(Node):
 def _without_rng(module: Any) -> Any:
     if not any(rng_of(node) is not None for _, node in walk(module)):
         return module
-    changes = map_children(module, lambda _, child: _without_rng(child))
-    return rebuild(module, rng=None, **changes)
+    return map_rngs(module, lambda _path, _rng: None)
 
 
 class Function(Module):

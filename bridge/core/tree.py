@@ -13,7 +13,16 @@ import bridge.core.paths as paths
 from bridge.core.errors import SharingError
 from bridge.core.kinds import BY_FIRST_KEY, CHILD, STATIC, Kind
 from bridge.core.leaves import PLACEHOLDERS, Leaves, is_array, leaves_of, map_leaves, segments
-from bridge.core.node import Alias, Node, children_of, field_at, map_children, rebuild, spec_of
+from bridge.core.node import (
+    Alias,
+    Node,
+    children_of,
+    field_at,
+    map_children,
+    rebuild,
+    rng_of,
+    spec_of,
+)
 from bridge.core.paths import Path
 
 
@@ -140,6 +149,17 @@ def map_entries(root: Any, change: Callable[[Path, Any], Any]) -> Any:
                 mapped = functools.partial(_prefixed, change, (*path, *field.prefix))
                 changes[name] = map_leaves(getattr(node, name), mapped)
         return rebuild(node, **changes)
+
+    return visit((), root)
+
+
+def map_rngs(root: Any, change: Callable[[Path, Any], Any]) -> Any:
+    """The tree with every attached key, or dict of keys, replaced by `change(path, rng)`."""
+
+    def visit(path: Path, node: Any) -> Any:
+        rng = rng_of(node)
+        rng = rng if rng is None else change(path, rng)
+        return rebuild(node, rng=rng, **map_children(node, visit, path))
 
     return visit((), root)
 

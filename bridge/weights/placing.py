@@ -53,6 +53,7 @@ def sharded(
     shape = pairs[0].translation.target_shape
     lying = {key: source.tensors[key] for key in dict.fromkeys(pair.key for pair in pairs)}
     arrays = {key: (tensor.mapped or tensor.read)() for key, tensor in lying.items()}
+    came = _common(pairs, source)
     parts: dict[Any, np.ndarray] = {}  # a part that several devices hold is made once
     found = Finding()
 
@@ -60,7 +61,7 @@ def sharded(
         box = tuple(slice(*one.indices(size)[:2]) for one, size in zip(index, shape, strict=True))
         place = tuple((one.start, one.stop) for one in box)
         if place not in parts:
-            parts[place] = _box(pairs, arrays.__getitem__, _common(pairs, source), dtype, box)
+            parts[place] = _box(pairs, arrays.__getitem__, came, dtype, box)
             found.look(parts[place])
         return parts[place]
 
