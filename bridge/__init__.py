@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from bridge.building import Builder as Builder
+from bridge.core.batching import batched as batched
 from bridge.core.editing import tie as tie
 from bridge.core.errors import BridgeError as BridgeError
 from bridge.core.errors import MissingLibraryError as MissingLibraryError
@@ -12,16 +14,29 @@ from bridge.core.kinds import Key as Key
 from bridge.core.kinds import Parameter as Parameter
 from bridge.core.kinds import State as State
 from bridge.core.kinds import collection as collection
+from bridge.core.leaves import LAZY as LAZY
 from bridge.core.leaves import ParamInit as ParamInit
 from bridge.core.lifted import remat as remat
 from bridge.core.lifted import scan as scan
 from bridge.core.lifted import vmap as vmap
+from bridge.core.materializing import materialized as materialized
 from bridge.core.module import Function as Function
 from bridge.core.module import Module as Module
 from bridge.core.module import plain as plain
 from bridge.core.optimizer import Optimizer as Optimizer
+from bridge.core.parametrized import current_module as current_module
+from bridge.core.parametrized import parameter as parameter
+from bridge.core.parametrized import parametrized as parametrized
 from bridge.core.partition import merge as merge
 from bridge.core.partition import partition as partition
+from bridge.core.plain_tree import from_tree as from_tree
+from bridge.core.plain_tree import to_tree as to_tree
+from bridge.core.precision import with_policy as with_policy
+from bridge.core.regularizing import l2 as l2
+from bridge.core.regularizing import regularized as regularized
+from bridge.core.reparametrizing import reparametrized as reparametrized
+from bridge.core.sequential import Sequential as Sequential
+from bridge.core.transplanting import transplant as transplant
 from bridge.registering import register_adapter as register_adapter
 from bridge.storing import load as load
 from bridge.storing import save as save

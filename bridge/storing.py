@@ -45,7 +45,8 @@ def load(path: str | os.PathLike[str], like: Any = None, keep_static: str | Iter
     """A tree of like's structure with the arrays of a file that `save` has written.
 
     `like` holds arrays or `jax.ShapeDtypeStruct`s, as `jax.eval_shape` gives them. Where an array of
-    like was put on a device or a mesh, the loaded one is put there too. Mode and freezing are like's.
+    like was put on a device or a mesh, the loaded one is put there too. Mode, freezing and global
+    config are like's.
     `keep_static` are paths or globs of static fields and classes that may differ from the file's and
     stay as they are in like. A module that `from_torch` captured needs no like, and no torch: its file
     holds its program. Raises CheckpointError, with everything that does not fit, before any array is

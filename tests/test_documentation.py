@@ -60,8 +60,8 @@ def test_the_readme_runs(tmp_path, monkeypatch):
         pytest.skip("the README uses flax and dm-haiku")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     if importlib.util.find_spec("torch") is None:
         blocks = [block for block in blocks if "import torch" not in block]
-        assert len(blocks) == 4
+        assert len(blocks) == 5
     exec(compile("\n".join(blocks), "README.md", "exec"), {"__name__": "readme"})

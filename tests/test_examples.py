@@ -105,3 +105,41 @@ def test_parallax_layers_are_declared_and_made_later():
     before, after = re.search(r"loss ([\d.]+) before and ([\d.]+) after", out).groups()
     assert float(after) < float(before) / 2
     assert "2 compilations" in out
+
+
+@needs("flax", "haiku")
+def test_hax_models_are_plain_trees_open_to_surgery():
+    out = run("ancestors/hax.py")
+    assert "statistics of a batch on 4 devices are those of the whole batch" in out
+    assert "read later in the same forward: [6.0, 8.0, 10.0, 12.0, 14.0]" in out
+    assert "finds 0.0556, one step from the optimum" in out
+
+
+@needs("haiku")
+def test_jaxnets_penalties_and_reparametrisations_give_the_numbers_of_closed_forms():
+    out = run("ancestors/reparametrisation.py")
+    assert "of 1 and 2 as penalties is 8; with that of 2 alone 7\n" in out
+    assert "LoRA on Haiku: the base is as it was" in out
+    assert "means and scales are those of the posterior" in out
+    if importlib.util.find_spec("torch"):
+        assert "those of torch.nn.utils.parametrizations.weight_norm\n" in out
+        assert "LoRA on PyTorch: the base is as it was" in out
+
+
+@needs("haiku", "jmp")
+def test_pax_modules_hold_their_parameters_and_states():
+    out = run("ancestors/pax.py")
+    assert "loss 900, gradient 60 and None, the counter at 4, the old one at 3, the bias at -6" in out
+    assert "└── head                                     HaikuModule\n" in out
+    before, after = re.search(r"loss ([\d.]+) before and ([\d.]+) after; no bit of", out).groups()
+    assert float(after) < float(before) / 2
+    assert "4.004 is 4 in bfloat16" in out
+
+
+@needs("flax", "haiku", "equinox")
+def test_functions_are_models_and_share_what_they_call():
+    out = run("ancestors/jaxnet.py")
+    assert "(dense_1): dense()" in out
+    assert "learned slopes 1.000 and -2.000" in out
+    before, after = re.search(r"reconstruction ([\d.]+) before, ([\d.]+) after", out).groups()
+    assert float(after) < float(before) / 5

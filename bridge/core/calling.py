@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+import bridge.core.hosts as hosts
 import bridge.core.paths as paths
 from bridge.core.errors import (
     DroppedStateError,
@@ -21,7 +22,7 @@ from bridge.core.errors import (
 )
 from bridge.core.frames import Frame, Run, selects
 from bridge.core.kinds import CHILD
-from bridge.core.leaves import LAZY, Lazy, ParamInit, Tied, is_array, leaves_of, map_leaves
+from bridge.core.leaves import Lazy, ParamInit, Tied, is_array, leaves_of, map_leaves
 from bridge.core.node import (
     Alias,
     build,
@@ -34,19 +35,21 @@ from bridge.core.node import (
     rng_of,
     spec_of,
 )
+from bridge.core.origins import origins, reused
 from bridge.core.paths import Path
 from bridge.core.rng import Streams, place_key
 from bridge.core.spec import MODES, Mode
 from bridge.core.tree import direct, entries, find, map_entries, owner_path, walk
 
 
-def _open(run: Run, node: Any, path: Path, mode: Mode, streams: Streams | None, trace: Any) -> Any:
+def _open(run: Run, node: Any, path: Path, mode: Mode, streams: Streams | None, config: Any) -> Any:
     """The private copy of a node and all below it, aliases and ties resolved."""
     if isinstance(node, Alias):
         run.shares = True
         return node
     spec = spec_of(node)
     mode = mode if path == () else spec.mode or mode
+    config = config if spec.config is None else spec.config.below(config)
     attached = rng_of(node)
     if attached is not None and (streams is None or streams.attached) and path != ():
         streams = Streams.of(attached, path, attached=True)
@@ -55,9 +58,9 @@ def _open(run: Run, node: Any, path: Path, mode: Mode, streams: Streams | None, 
         for name, value in field_values(node).items()
         if (field := type(node)._fields[name]).kind != CHILD
     }
-    children = map_children(node, lambda at, child: _open(run, child, at, mode, streams, trace), path)
-    copy = build(spec.running(mode), {**values, **children})
-    enrol(copy, Frame(run, path, mode, streams, trace))
+    children = map_children(node, lambda at, child: _open(run, child, at, mode, streams, config), path)
+    copy = build(spec.running(mode, config), {**values, **children})
+    enrol(copy, Frame(run, path, mode, streams, run.trace))
     run.opened[path] = copy
     return copy
 
@@ -74,7 +77,11 @@ def _settle(run: Run) -> None:
 
 def _readable(run: Run, node: Any, value: Any, path: Path) -> Any:
     """The value of a field as a call sees it: tied arrays in their places, nothing uninitialised."""
-    if is_array(value) or value is LAZY:
+    if is_array(value):
+        return value
+    if isinstance(value, Lazy):
+        if run.init_key is None and not node.unseen:
+            raise _unmade(node, path)
         return value
     if not any(isinstance(leaf, (ParamInit, Tied, str, bool)) for _, leaf in leaves_of(value)):
         return value
@@ -84,10 +91,7 @@ def _readable(run: Run, node: Any, value: Any, path: Path) -> Any:
         if isinstance(leaf, Tied):
             return find(run.root, owner_path(place, leaf, run.root))
         if isinstance(leaf, ParamInit):
-            raise UninitialisedError(
-                f"{paths.name(place)} of {type(node).__name__} is not initialised; type"
-                f" module = module.init(key, *sample) first"
-            )
+            raise _unmade(node, place)
         if isinstance(leaf, (str, bool)):  # Optax calls a tree of labels or masks that can be called
             raise FieldError(
                 f"{paths.name(place)} is {leaf!r} and no array, so this {type(run.root).__name__} is"
@@ -97,6 +101,13 @@ def _readable(run: Run, node: Any, value: Any, path: Path) -> Any:
         return leaf
 
     return map_leaves(value, read)
+
+
+def _unmade(node: Any, place: Path) -> UninitialisedError:
+    return UninitialisedError(
+        f"{paths.name(place)} of {type(node).__name__} is not initialised; type"
+        f" module = module.init(key, *sample) first"
+    )
 
 
 def _close(node: Any, copy: Any, keep: bool) -> Any:
@@ -172,7 +183,7 @@ def _start(module: Any, run: Run, rng: Any, mode: str | None) -> Any:
         streams = Streams.of(rng)
     elif attached is not None:
         streams = Streams.of(attached, attached=True)
-    root = _open(run, module, (), running, streams, run.trace)
+    root = _open(run, module, (), running, streams, None)
     if run.shares:
         _settle(run)
     return root
@@ -181,7 +192,7 @@ def _start(module: Any, run: Run, rng: Any, mode: str | None) -> Any:
 def _method_of(root: Any, method: str | Callable[..., Any]) -> Callable[..., Any]:
     if callable(method):
         return functools.partial(method, root)
-    found = getattr(root, method, None)
+    found = root.own_method(method) or getattr(root, method, None)
     if not callable(found):
         raise FieldError(
             f"{type(root).__name__} has no method {method!r}; define it, or give apply another"
@@ -202,17 +213,24 @@ def apply(
 ) -> tuple[Any, Any]:
     """The output of a method and the module after it; see `Module.apply`."""
     run = run or Run(module)
-    root = _start(module, run, rng, mode)
-    try:
-        out = _method_of(root, method)(*args, **kwargs)
-        after = _close(module, root, keep=False) if run.changes else module
-    finally:
-        run.finished = True
-    return out, after
+    while True:
+        root = _start(module, run, rng, mode)
+        try:
+            out = _method_of(root, method)(*args, **kwargs)
+            return out, _close(module, root, keep=False) if run.changes else module
+        except hosts.Again as again:
+            if again.run is not run:
+                raise
+        finally:
+            run.finished = True
+        run = run.again()
 
 
 def call(module: Any, method: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
     """The output of a method alone; raises DroppedStateError where a state update would be lost."""
+    host = hosts.running()
+    if host is not None and host.takes(module):
+        return host.call(module, method, args, kwargs)
 
     def entered(root: Any, *args: Any, **kwargs: Any) -> Any:
         return root._call.enter(root, method, args, kwargs)
@@ -267,22 +285,22 @@ def init(
     *,
     mode: str | None = None,
     method: str | Callable[..., Any] = "__call__",
+    trained: Mapping[int, tuple[Any, Any]] | None = None,
+    at: Path = (),
 ) -> Any:
-    """The module with everything made that was not there yet; see `Module.init`."""
+    """The module with everything made that was not there yet; see `Module.init`.
+
+    `trained` is what `parts_by_origin` gives, `at` the path of the module where that is a part.
+    """
     streams = Streams.of(key)
-    base = streams.keys.get("params", streams.keys.get("default"))
+    base = base_key(streams.keys)
     if base is None:
         raise MissingRngError(
             f"init makes parameters with the stream 'params'; the streams given are"
             f" {', '.join(map(repr, streams.keys))}. Type module.init(key, ...), or"
             f" module.init({{'params': key, ...}}, ...)"
         )
-
-    def made(path: Path, leaf: Any) -> Any:
-        return leaf.make(place_key(base, path)) if isinstance(leaf, ParamInit) else leaf
-
-    if any(isinstance(entry.value, ParamInit) for entry in entries(module)):
-        module = map_entries(module, made)
+    given, module = module, begun(reused(module, trained or {}), streams.keys, at)
     lazy = [entry.path[:-1] for entry in entries(module) if isinstance(entry.value, Lazy)]
     called = bool(sample or kwargs or callable(method))
     if not lazy and not (called and any(node.unseen for _, node in walk(module))):
@@ -293,18 +311,67 @@ def init(
             f"{names}: shapes come from the input; give one: module.init(key, *sample), where a"
             f" sample is an array or a jax.ShapeDtypeStruct"
         )
-    run = Run(module, init_key=streams.keys)
-    root = _start(module, run, {"default": base, **streams.keys}, mode)
+    run = Run(module, init_key=streams.keys, at=at, trained=trained)
+    leaves = jax.tree.leaves((sample, dict(kwargs)))
+    run.abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
     sample, kwargs = jax.tree.map(_concrete, (sample, dict(kwargs)))
-    try:
-        _method_of(root, method)(*sample, **kwargs)
-        return _close(module, root, keep=True)
-    finally:
-        run.finished = True
+    while True:
+        run.known = {id(origin): (origin, path) for path, origin in origins(given, run.root)}
+        root = _start(run.root, run, {"default": base, **streams.keys}, mode)
+        try:
+            _method_of(root, method)(*sample, **kwargs)
+            return _close(run.root, root, keep=True)
+        except hosts.Again as again:
+            if again.run is not run:
+                raise
+            grown = again.grown
+        finally:
+            run.finished = True
+        run = run.again(grown)
+
+
+def begun(module: Any, keys: Mapping[str, Any], at: Path) -> Any:
+    """The module, which stands at a path, with everything made that needs no sample."""
+    base = base_key(keys)
+
+    def made(path: Path, leaf: Any) -> Any:
+        return leaf.make(place_key(base, (*at, *path))) if isinstance(leaf, ParamInit) else leaf
+
+    if any(isinstance(entry.value, ParamInit) for entry in entries(module)):
+        module = map_entries(module, made)
+    keys = {name: place_key(key, at) for name, key in keys.items()}
+
+    def completed(path: Path, node: Any) -> Any:
+        node = rebuild(node, **map_children(node, completed, path))
+        return node.completed(module, path, keys)
+
+    return completed((), module)
+
+
+def base_key(keys: Mapping[str, Any]) -> Any:
+    """The key that parameters are made with, of those that init was given; None where it has none."""
+    return keys.get("params", keys.get("default"))
+
+
+def opened(run: Run, part: Any, path: Path, frame: Frame, config: Any) -> Any:
+    """The private copy of a part that is found during a call."""
+    copy = _open(run, part, path, frame.mode, frame.streams, config)
+    _settle(run)
+    return copy
+
+
+def name_of(module: Any, method: Any) -> str:
+    """The name of a method that a class of modules runs, as a caller types it."""
+    if isinstance(method, functools.partial):  # a wrapped model's own
+        return method.args[0]
+    of_call = getattr(type(module).__call__, "__wrapped__", None)
+    return "__call__" if method is of_call else method.__name__
 
 
 def _concrete(value: Any) -> Any:
     """Zeros for an abstract sample: only its shape and dtype reach the parameters."""
     if isinstance(value, jax.ShapeDtypeStruct):
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            return jax.random.split(jax.random.key(0), value.shape)
         return jnp.zeros(value.shape, value.dtype)
     return value

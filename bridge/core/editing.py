@@ -52,7 +52,7 @@ class At(Generic[M]):
         return self.apply(lambda _: new)
 
     def apply(self, change: Callable[[Any], Any]) -> M:
-        """The module with `change(old)` there."""
+        """The module with `change(old)` there; `Module.map` changes every part of a tree."""
         module: Any = self.module
         for path in _targets(module, self._paths()):
             module = _put(module, path, change)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from jax.extend.core import get_opaque_trace_state
 
+import bridge.core.hosts as hosts
 import bridge.core.paths as paths
-from bridge.core.errors import BridgeError, FieldError, TraceError
+from bridge.core.errors import BridgeError, FieldError, TraceError, UninitialisedError
 from bridge.core.kinds import Field
+from bridge.core.leaves import Lazy
 from bridge.core.node import call_of, checked, put, spec_of
 from bridge.core.paths import Path
 from bridge.core.rng import Streams, call_key, draw_key, no_rng, place_key
@@ -24,15 +27,41 @@ def current_trace() -> Any:
 class Run:
     """One apply: what its frames have in common."""
 
-    def __init__(self, root: Any, init_key: Any = None, wanted: Iterable[str] | None = None) -> None:
+    def __init__(
+        self,
+        root: Any,
+        init_key: Any = None,
+        wanted: Iterable[str] | None = None,
+        at: Path = (),
+        trained: Mapping[int, Any] | None = None,
+    ) -> None:
         self.root = root
-        self.init_key = init_key
+        self.init_key: Any = init_key
         self.wanted = None if wanted is None else tuple(wanted)
+        self.at, self.trained = at, trained or {}
+        self.known: dict[int, tuple[Any, Path]] = {}
+        self.isolated = False
         self.captured: dict[str, Any] = {}
         self.seen: list[str] = []
         self.opened: dict[Path, Any] = {}
         self.trace = current_trace()
-        self.shares = self.changes = self.finished = False
+        self.shares = self.changes = self.finished = self.abstract = False
+
+    @contextlib.contextmanager
+    def past_init(self) -> Iterator[None]:
+        """What runs inside takes everything as made: `init` fills nothing there."""
+        key, self.init_key = self.init_key, None
+        try:
+            yield
+        finally:
+            self.init_key = key
+
+    def again(self, grown: Callable[[], Any] | None = None) -> Run:
+        """The run from its beginning, apart from JAX's caches; `grown` gives another root for it."""
+        root = self.root if grown is None else grown()
+        run = Run(root, self.init_key, self.wanted, self.at, self.trained)
+        run.isolated, run.abstract = True, self.abstract
+        return run
 
     def record(self, path: Path, value: Any) -> None:
         """Keeps an intermediate output if it was asked for; later calls get `path#2`, `path#3`."""
@@ -65,7 +94,8 @@ class Frame:
     )
 
     def __init__(self, run: Run, path: Path, mode: Mode, streams: Streams | None, trace: Any) -> None:
-        self.run, self.path, self.mode, self.streams, self.trace = run, path, mode, streams, trace
+        self.mode: Mode = mode
+        self.run, self.path, self.streams, self.trace = run, path, streams, trace
         self.calls = self.depth = self.draws = 0
         self.lifts: tuple[Any, ...] = ()
         self.written: set[str] = set()
@@ -79,7 +109,11 @@ class Frame:
             self.draws = 0
         self.depth += 1
         try:
-            out = method(node, *args, **kwargs)
+            if hosts.running() is None:
+                out = method(node, *args, **kwargs)
+            else:
+                with hosts.unhosted():
+                    out = method(node, *args, **kwargs)
         except BridgeError:
             raise
         except Exception as error:
@@ -153,7 +187,38 @@ class Frame:
 
     def init_key(self) -> Any:
         """The keys, by stream, with which the node makes its own parameters."""
-        return {name: place_key(key, self.path) for name, key in self.run.init_key.items()}
+        return {
+            name: place_key(key, (*self.run.at, *self.path)) for name, key in self.run.init_key.items()
+        }
+
+    def first_values(self, node: Any, values: Mapping[str, Any]) -> None:
+        """What a module makes of its own activations; see `Module.fill`."""
+        where, cls = paths.name(self.path), type(node).__name__
+        wrong = [name for name in values if name not in type(node)._dynamic]
+        if wrong or not self.initialising:
+            raise FieldError(
+                f"{where}: fill was given {wrong[0]!r}, which is no parameter, state or key of {cls}"
+                if wrong
+                else f"{where}: fill gives first values while init runs; type"
+                f" `if self.initialising: self.fill(...)`"
+            )
+        lazy = [name for name in values if isinstance(getattr(node, name), Lazy)]
+        if not lazy:
+            return
+        if self.run.abstract:
+            raise UninitialisedError(
+                f"{where} makes {', '.join(lazy)} of the values that reach it, and init was given a"
+                f" jax.ShapeDtypeStruct, which has none; give it an array: module.init(key, x), or for"
+                f" the shapes alone jax.eval_shape(module.init, key, x)"
+            )
+        if self.run.trace != current_trace():
+            raise TraceError(
+                f"{where} makes {', '.join(lazy)} inside a JAX transform that was started during the"
+                f" call, where values cannot be kept; call it outside of that once while"
+                f" self.initialising, with what reaches it first"
+            )
+        fields = type(node)._fields
+        self.fill(node, **{name: checked(values[name], fields[name], type(node)) for name in lazy})
 
     def fill(self, node: Any, **values: Any) -> None:
         """Gives a lazy node of the private copy its first values, statics too, which `init` keeps."""

@@ -72,6 +72,7 @@ class Tied:
 
 
 LAZY: Any = Lazy()
+"""What a field holds whose first value `init` makes of what reaches the module; see `Module.fill`."""
 PLACEHOLDERS = (ParamInit, Lazy, Tied)
 
 for _placeholder in PLACEHOLDERS:

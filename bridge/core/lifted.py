@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+import bridge.core.hosts as hosts
 import bridge.core.paths as paths
 from bridge.core.calling import settled
 from bridge.core.errors import StructureError
@@ -158,6 +159,10 @@ class _Lift:
 
     def __init__(self, function: Callable[..., Any], modules: Iterable[Any]) -> None:
         roots = [*_modules_in(function), *_modules_in(tuple(modules))]
+        self.host = hosts.running()
+        if self.host is not None:  # what the function calls are parts of the host's module
+            roots.append(self.host.node)
+            self.mark = self.host.mark()
         found = {id(node): node for root in roots for _, node in walk(root)}
         self.nodes = [node for node in found.values() if self._is_ours(node)]
         self.fields = [
@@ -187,6 +192,8 @@ class _Lift:
         frames = [(node, frame_of(node)) for node in self.nodes]
         saved = [(frame, frame.trace, frame.lifts, frame.written) for _, frame in frames if frame]
         trace = current_trace()
+        if self.host is not None:
+            self.host.rewind(self.mark)
         for frame, _, lifts, _ in saved:
             frame.trace, frame.written = trace, set()
             frame.lifts = lifts if step is None else (*lifts, step)
@@ -231,12 +238,12 @@ class _Lift:
 def _modules_in(value: Any) -> list[Any]:
     """The modules that a function reaches: itself, what it is bound to, and what it closes over."""
     found: list[Any] = []
-    seen: set[int] = set()
+    seen: dict[int, Any] = {}  # with the values, so that no other one gets the id of a temporary list
 
     def visit(value: Any) -> None:
         if id(value) in seen:
             return
-        seen.add(id(value))
+        seen[id(value)] = value
         if isinstance(value, Node):
             found.append(value)
         elif isinstance(value, (list, tuple, set)):
@@ -249,14 +256,15 @@ def _modules_in(value: Any) -> list[Any]:
         elif isinstance(value, types.MethodType):
             visit([value.__self__, value.__func__])
         elif isinstance(value, types.FunctionType):
-            cells = [_content(cell) for cell in value.__closure__ or ()]
+            cells = [content(cell) for cell in value.__closure__ or ()]
             visit([cells, value.__defaults__ or (), value.__kwdefaults__ or {}])
 
     visit(value)
     return found
 
 
-def _content(cell: Any) -> Any:
+def content(cell: Any) -> Any:
+    """The value of a variable that a function closes over; None where it has none yet."""
     try:
         return cell.cell_contents
     except ValueError:  # a variable that is not assigned yet

@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 import bridge.core.calling as calling
 from bridge.core.editing import At, freeze, unfreeze
 from bridge.core.errors import FieldError, ImmutableError
 from bridge.core.frames import Frame, frame_of
+from bridge.core.global_config import GlobalConfig
 from bridge.core.libraries import library_of
 from bridge.core.node import Node, is_draft, rebuild, rng_of, spec_of
-from bridge.core.parameters import ParameterTree, trainable, updated
+from bridge.core.origins import parts_by_origin, refuse_unused
+from bridge.core.parameters import ParameterTree, carried, trainable, updated
+from bridge.core.rewriting import mapped, replaced
 from bridge.core.rng import attachable
 from bridge.core.show import draw, tabulate
 from bridge.core.splitting import split
@@ -125,6 +128,7 @@ class Module(Node):
         *sample: Any,
         mode: str | None = None,
         method: str | Callable[..., Any] = "__call__",
+        reuse: Mapping[Module, Module] | None = None,
         **kwargs: Any,
     ) -> Self:
         """The module with everything made that is not there yet, and nothing else changed.
@@ -133,8 +137,27 @@ class Module(Node):
         are what `method` is called with, arrays or `jax.ShapeDtypeStruct`; they are needed where a
         wrapped Linen or Haiku model takes its shapes from its input. A part's key depends on its path,
         so that a new sibling changes no other part. Raises UninitialisedError without a needed sample.
+
+        `reuse` gives modules that this one is made of with their trained forms, which stand in their
+        places, those of their parts too where these are used alone. Raises FieldError for one that is
+        used nowhere, StructureError for one that does not fit.
+
+        >>> import bridge as br, jax, jax.numpy as jnp
+        >>> class Scale(br.Module):
+        ...     factor: br.Parameter = br.ParamInit((), jax.nn.initializers.ones)
+        ...
+        ...     def __call__(self, x):
+        ...         return self.factor * x
+        >>> scale = Scale()
+        >>> trained = scale.init(jax.random.key(0)).at["factor"].set(3.0)
+        >>> net = br.Sequential(scale, jnp.negative)
+        >>> float(net.init(jax.random.key(0), reuse={scale: trained})(2.0))
+        -6.0
         """
-        return calling.init(self, key, sample, kwargs, mode=mode, method=method)
+        trained = parts_by_origin(reuse)
+        made = calling.init(self, key, sample, kwargs, mode=mode, method=method, trained=trained)
+        refuse_unused(reuse, trained, made)
+        return made
 
     def initialized(self, key: Any, *sample: Any, **kwargs: Any) -> Self:
         """The module with everything made that is not there yet: `init` by another name.
@@ -252,6 +275,35 @@ class Module(Node):
         """
         return rebuild(self, spec=spec_of(self).replace(mode=calling.checked_mode(mode)))
 
+    def with_global_config(self, **values: Any) -> Self:
+        """The module with static values that it and everything below it reads as `self.global_config`.
+
+        They take the place of those that it said before; with none it says nothing any more. Where a
+        module and one above it say the same name, the one above is right. No array is touched, each
+        other config compiles once, and optimizers and saved files know nothing of it. It ends where a
+        model of another library begins.
+
+        >>> import bridge as br
+        >>> class Scaled(br.Module):
+        ...     inner: br.Module | None = None
+        ...
+        ...     def __call__(self, x):
+        ...         x = x * self.global_config["scale"]
+        ...         return x if self.inner is None else self.inner(x)
+        >>> Scaled(Scaled().with_global_config(scale=2)).with_global_config(scale=3)(1)
+        9
+        """
+        config = GlobalConfig(values) if values else None
+        return rebuild(self, spec=spec_of(self).replace(config=config))
+
+    @property
+    def global_config(self) -> GlobalConfig:
+        """What `with_global_config` said: in a call here and above, outside of one here alone.
+
+        A read-only mapping; reading what is not there raises PathError, which says what is.
+        """
+        return spec_of(self).config or GlobalConfig({})
+
     @property
     def mode(self) -> str:
         """The mode of the running call, or else the module's own, or else "eval"."""
@@ -270,6 +322,32 @@ class Module(Node):
     def draw(self, stream: str = "default") -> Any:
         """A fresh key of a named stream, another one at each draw."""
         return self._running("draw()").draw(stream)
+
+    @property
+    def initialising(self) -> bool:
+        """Whether `init` runs, which is when `fill` gives the module its first values."""
+        frame = frame_of(self)
+        return frame is not None and frame.initialising
+
+    def fill(self, **values: Any) -> None:
+        """Gives fields that are `bridge.LAZY` their first values, while `init` runs the module.
+
+        What is there already stays as it is. Raises UninitialisedError where the sample that init was
+        given has no values, and FieldError outside of init.
+
+        >>> import bridge as br, jax, jax.numpy as jnp
+        >>> class Centred(br.Module):
+        ...     mean: br.Parameter = br.LAZY
+        ...
+        ...     def __call__(self, x):
+        ...         if self.initialising:
+        ...             self.fill(mean=x.mean(0))
+        ...         return x - self.mean
+        >>> centred = Centred().init(jax.random.key(0), jnp.array([[1.0], [3.0]]))
+        >>> centred.mean, centred(jnp.array([5.0]))
+        (Array([2.], dtype=float32), Array([3.], dtype=float32))
+        """
+        self._running("fill()").first_values(self, values)
 
     def _running(self, what: str) -> Frame:
         frame = frame_of(self)
@@ -299,10 +377,29 @@ class Module(Node):
         """
         return trainable(self)
 
+    def states(self) -> ParameterTree:
+        """What is carried from call to call, states and keys: None for every other leaf; no callable.
+
+        Arrays are shared with the module. What it gives, `update` takes.
+
+        >>> import bridge as br
+        >>> class Counter(br.Module):
+        ...     bias: br.Parameter
+        ...     count: br.State
+        >>> trained, fresh = Counter(2.0, 3), Counter(0.0, 0)
+        >>> trained.states().bias is None
+        True
+        >>> counter = fresh.update(trained.states())
+        >>> float(counter.bias), int(counter.count)
+        (0.0, 3)
+        """
+        return carried(self)
+
     def update(self, params: ParameterTree) -> Self:
         """The module with every leaf of `params` that is not None in its place.
 
-        Raises StructureError, with the paths, where structure or shapes differ.
+        `params` is what `parameters()` or `states()` of such a module gives. Raises StructureError,
+        with the paths, where structure or shapes differ.
         """
         return updated(self, params)
 
@@ -317,11 +414,11 @@ class Module(Node):
         >>> line.parameters().slope, line.unfreeze("slope") is line
         (None, False)
         >>> print(line.summary())
+        path       kind               dtype    shape  size
+        ---------  -----------------  -------  -----  ----
         Line
-        path   kind               dtype    shape  size
-        -----  -----------------  -------  -----  ----
-        slope  parameter, frozen  float32  ()        1
-        shift  parameter          float32  ()        1
+        ├── slope  parameter, frozen  float32  ()        1
+        └── shift  parameter          float32  ()        1
         1 trained, 1 frozen; 8 bytes
         """
         return freeze(self, patterns)
@@ -335,6 +432,41 @@ class Module(Node):
         """Access by path: `module.at["encoder.0"].get()`, `.set(new)`, `.apply(f)`; globs too."""
         return At(self)
 
+    def replace(self, **fields: Any) -> Self:
+        """The module with new values in some of its fields, checked as those that `__init__` sets.
+
+        Unlike `at[...].set` it takes arrays of other sizes, and changes together what belongs together.
+        Raises FieldError for a field that is not declared.
+
+        >>> import bridge as br, jax.numpy as jnp
+        >>> class Dense(br.Module):
+        ...     weight: br.Parameter
+        ...     width: int
+        >>> Dense(jnp.ones((3, 5)), 5).replace(weight=jnp.ones((3, 7)), width=7).weight.shape
+        (3, 7)
+        """
+        return replaced(self, fields)
+
+    def map(self, change: Callable[[Any], Any]) -> Any:
+        """The module with every part of its tree replaced by `change(part)`, the innermost first.
+
+        A part comes with its own parts changed already, and the module itself comes last. What is
+        shared is changed once and stays shared; SharingError where the change would move it. To change
+        what a path or glob selects, type `module.at["encoder.*"].apply(change)`.
+
+        >>> import bridge as br
+        >>> class Dropout(br.Module):
+        ...     rate: float
+        >>> class Net(br.Module):
+        ...     layers: list[br.Module]
+        >>> def off(part):
+        ...     return part.replace(rate=0.0) if isinstance(part, Dropout) else part
+        >>> net = Net([Dropout(0.5), abs, Dropout(0.1)]).map(off)
+        >>> [layer.rate for layer in net.layers[::2]]
+        [0.0, 0.0]
+        """
+        return mapped(self, change)
+
     def grad(self, *args: Any, **kwargs: Any) -> ParameterTree:
         """The gradient of the module's scalar output with respect to `parameters()`."""
         from bridge.core.gradients import grad
@@ -342,7 +474,26 @@ class Module(Node):
         return grad(lambda module: module(*args, **kwargs))(self)
 
     def summary(self) -> str:
-        """A table of every array: path, kind, shape, dtype, and the totals."""
+        """The tree as a table: each part with its class, each array with its kind, dtype and shape.
+
+        The path of an array is the names on the way to it, joined by dots.
+
+        >>> import bridge as br, jax, jax.numpy as jnp
+        >>> class Dense(br.Module):
+        ...     weight: br.Parameter
+        >>> class Net(br.Module):
+        ...     layers: list[br.Module]
+        ...     steps: br.State
+        >>> print(Net([Dense(jnp.ones((3, 5))), jax.nn.relu], 0).summary())
+        path            kind       dtype    shape   size
+        --------------  ---------  -------  ------  ----
+        Net
+        ├── steps       state      int32    ()         1
+        ├── layers.0    Dense
+        │   └── weight  parameter  float32  (3, 5)    15
+        └── layers.1    Function
+        15 trained, 1 state; 64 bytes
+        """
         return tabulate(self)
 
     def extra_repr(self) -> str:

@@ -158,13 +158,21 @@ class Node(metaclass=NodeType):
         """Whether `init` has to run the node, although all of its arrays are there."""
         return False
 
+    def completed(self, _root: Any, _path: Path, _keys: Mapping[str, Any]) -> Any:
+        """The node with what `init` makes of arrays that are there; `_keys` are init's, by stream."""
+        return self
+
+    def own_method(self, _name: str) -> Any:
+        """A method that a model inside the node has by this name; None where it has none."""
+        return None
+
     def __post_init__(self) -> None:
         """Runs after the generated `__init__`, to derive fields from fields."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         field = type(self)._fields.get(name)
         if field is None:
-            raise FieldError(_undeclared(type(self), name))
+            raise FieldError(undeclared(type(self), name))
         call = call_of(self)
         if isinstance(call, Draft):
             call[name] = value
@@ -256,7 +264,8 @@ def _parameter(field: Field) -> inspect.Parameter:
     return inspect.Parameter(field.name, kinds[field.declared.kw_only], default=default)
 
 
-def _undeclared(cls: type, name: str) -> str:
+def undeclared(cls: type, name: str) -> str:
+    """The words for a field that a class does not declare, with the one that may be meant."""
     close = difflib.get_close_matches(name, cls._fields, n=1)
     meant = f" Did you mean {close[0]!r}?" if close else ""
     return (
@@ -281,7 +290,7 @@ def seal(node: Any) -> Any:
             statics[field.name] = checked_static(state[field.name], field, cls)
         else:
             values[field.name] = checked(state[field.name], field, cls)
-            _refuse_aliases(values[field.name], field, cls)
+            refuse_aliases(values[field.name], field, cls)
     return share(build(intern(cls, statics), values))
 
 
@@ -310,7 +319,7 @@ def _holds(value: Any, kinds: Any) -> bool:
     return isinstance(value, kinds)
 
 
-def _refuse_aliases(value: Any, field: Field, cls: type) -> None:
+def refuse_aliases(value: Any, field: Field, cls: type) -> None:
     """Raises SharingError for an alias taken from another tree: there it meant another place."""
     if field.kind == CHILD and any(isinstance(part, Alias) for _, part in _nodes_in(value, ())):
         raise SharingError(

@@ -19,7 +19,7 @@ from bridge.core.tree import Entry, entries
 
 
 class ParameterTree:
-    """The parameters of a module, in its structure: read fields as on the module itself.
+    """The parameters of a module, or its states, in its structure: read fields as on the module itself.
 
     It cannot be called, on purpose: `optax.multi_transform` calls a label tree that can.
     """
@@ -40,7 +40,7 @@ class ParameterTree:
                 return value
             if fields[held].inline and name in value:
                 return value[name]
-        raise AttributeError(f"the parameters of {self._spec.cls.__name__} have no field {name!r}")
+        raise AttributeError(f"the leaves of {self._spec.cls.__name__} have no field {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"parameters never change; {name!r} cannot be assigned")
@@ -53,7 +53,7 @@ class ParameterTree:
             f"  {paths.join(path)}: {getattr(leaf, 'dtype', leaf)}{list(getattr(leaf, 'shape', ()))}"
             for path, leaf in parameter_entries(self)
         ]
-        return "\n".join([f"parameters of {self._spec.cls.__name__} (", *lines, ")"])
+        return "\n".join([f"leaves of {self._spec.cls.__name__} (", *lines, ")"])
 
 
 def _keyed(tree: ParameterTree) -> Any:
@@ -71,6 +71,12 @@ jax.tree_util.register_pytree_with_keys(
 def trainable(module: Any) -> ParameterTree:
     """The parameters of a module; see `Module.parameters`."""
     return project(module, lambda entry: entry.value if entry.trained else None)
+
+
+def carried(module: Any) -> ParameterTree:
+    """The states and keys of a module; see `Module.states`."""
+    kinds = ("state", "key")
+    return project(module, lambda e: e.value if e.kind.name in kinds and is_array(e.value) else None)
 
 
 def project(module: Any, choose: Callable[[Entry], Any]) -> ParameterTree:

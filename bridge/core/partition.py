@@ -16,9 +16,10 @@ from bridge.core.paths import Path
 from bridge.core.tree import Entry, entries, map_entries
 
 M = TypeVar("M")
+Where = str | Iterable[str] | Callable[[Entry], bool]
 
 
-def partition(module: M, where: str | Iterable[str] | Callable[[Entry], bool]) -> tuple[M, M]:
+def partition(module: M, where: Where) -> tuple[M, M]:
     """Two modules of the same structure: the arrays that `where` chooses, and all others.
 
     `where` is a path or glob, several of them, or a function of an entry (`path`, `kind`, `value`).
@@ -36,11 +37,7 @@ def partition(module: M, where: str | Iterable[str] | Callable[[Entry], bool]) -
     2.0
     """
     arrays = [entry for entry in entries(module) if is_array(entry.value)]
-    if callable(where):
-        chosen = {entry.path for entry in arrays if where(entry)}
-    else:
-        patterns = (where,) if isinstance(where, str) else tuple(where)
-        chosen = {entry.path for entry in selected(module, patterns, arrays, "array")}
+    picked = {entry.path for entry in chosen(module, where, arrays, "array")}
 
     def half(belongs: Callable[[Path], bool]) -> M:
         def kept(path: Path, leaf: Any) -> Any:
@@ -48,7 +45,22 @@ def partition(module: M, where: str | Iterable[str] | Callable[[Entry], bool]) -
 
         return map_entries(module, kept)
 
-    return half(lambda path: path in chosen), half(lambda path: path not in chosen)
+    return half(lambda path: path in picked), half(lambda path: path not in picked)
+
+
+def chosen(module: Any, where: Where, among: Iterable[Entry], what: str) -> list[Entry]:
+    """Those of the entries of a module that `where` chooses; see `partition`.
+
+    Raises PathError for a path that selects none of them.
+    """
+    if callable(where):
+        return [entry for entry in among if where(entry)]
+    return selected(module, (where,) if isinstance(where, str) else where, among, what)
+
+
+def settled_where(where: Where | None) -> Any:
+    """A choice as a static field keeps it: several paths as a tuple."""
+    return where if where is None or isinstance(where, str) or callable(where) else tuple(where)
 
 
 def merge(first: M, second: M) -> M:

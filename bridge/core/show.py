@@ -1,4 +1,4 @@
-"""Modules as text: a tree as PyTorch prints it, and a table of every array."""
+"""Modules as text: a tree as PyTorch prints it, and a drawn tree with a table of every array."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bridge.core.kinds import CHILD
 from bridge.core.leaves import Lazy, ParamInit, Tied, is_array
 from bridge.core.node import Alias, children_of
 from bridge.core.paths import Path
-from bridge.core.tree import Entry, entries
+from bridge.core.tree import Entry, entries, own_entries
 
 
 def draw(module: Any) -> str:
@@ -29,13 +29,14 @@ def uninitialised(module: Any) -> bool:
 def _lines(node: Any, path: Path) -> list[str]:
     if isinstance(node, Alias):
         return [f"-> {_target(path, node)}"]
-    title = getattr(node, "_title", type(node).__name__) + (" uninit " if uninitialised(node) else "")
+    title = _title(node) + (" uninit " if uninitialised(node) else "")
     inside = [line for line in node.extra_repr().splitlines() if line]
     for below, child in children_of(node):
         first, *rest = _lines(child, (*path, *below))
         inside += [f"({paths.join(below)}): {first}", *rest]
     declared = (type(node)._fields[name] for name in type(node)._dynamic)
     parent = any(field.kind == CHILD and not field.inline for field in declared)
+    parent = parent or any(children_of(node))
     if not parent and len(inside) <= 1:
         return [f"{title}({''.join(inside)})"]
     return [f"{title}(", *(f"  {line}" for line in inside), ")"] if inside else [f"{title}()"]
@@ -50,10 +51,8 @@ def _target(path: Path, reference: Alias | Tied) -> str:
 
 
 def tabulate(module: Any) -> str:
-    """A table of every array: path, kind, dtype, shape, and the totals below it."""
-    rows = [("path", "kind", "dtype", "shape", "size")]
-    listed = list(entries(module))
-    rows += [_row(entry) for entry in listed]
+    """The drawn tree of a module as a table with the totals below it; see `Module.summary`."""
+    rows = [("path", "kind", "dtype", "shape", "size"), *_rows(module, paths.ROOT, "")]
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     lines = [
         "  ".join(
@@ -62,11 +61,37 @@ def tabulate(module: Any) -> str:
         ).rstrip()
         for row in rows
     ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([f"{type(module).__name__}", *lines, *_totals(listed)])
+    lines[1:1] = ["  ".join("-" * width for width in widths), _title(module)]
+    return "\n".join([*lines, *_totals(list(entries(module)))])
 
 
-def _row(entry: Entry) -> tuple[str, str, str, str, str]:
+def _rows(node: Any, path: Path, stem: str) -> list[tuple[str, ...]]:
+    """The rows below a node: its arrays, and its children with what is below them."""
+    arrays = [(entry.within, entry) for entry in own_entries(node, path)]
+    branches = [*arrays, *children_of(node)]
+    rows = []
+    for number, (below, held) in enumerate(branches, 1):
+        branch, beside = ("└── ", "    ") if number == len(branches) else ("├── ", "│   ")
+        at = (*path, *below)
+        cells = _cells(held) if isinstance(held, Entry) else (_called(held, at), "", "", "")
+        rows.append((f"{stem}{branch}{paths.join(below)}", *cells))
+        if not isinstance(held, (Entry, Alias)):
+            rows += _rows(held, at, stem + beside)
+    return rows
+
+
+def _called(node: Any, path: Path) -> str:
+    """The class of a module, or where the shared one is kept for which an alias stands."""
+    return f"-> {_target(path, node)}" if isinstance(node, Alias) else _title(node)
+
+
+def _title(node: Any) -> str:
+    """The class of a module, or the name of the class that it was captured from."""
+    return getattr(node, "_title", type(node).__name__)
+
+
+def _cells(entry: Entry) -> tuple[str, str, str, str]:
+    """The kind of an array, its dtype, its shape and its size."""
     kind = entry.kind.name
     if entry.kind.collection not in (None, "state"):
         kind = f"{kind} {entry.kind.collection}"
@@ -74,12 +99,11 @@ def _row(entry: Entry) -> tuple[str, str, str, str, str]:
         kind += ", frozen"
     value = entry.value
     if isinstance(value, Lazy):
-        return paths.join(entry.path), kind, "", "made by init", ""
+        return kind, "", "made by init", ""
     if isinstance(value, Tied):
-        return paths.join(entry.path), kind, "", f"tied to {_target(entry.path, value)}", ""
+        return kind, "", f"tied to {_target(entry.path, value)}", ""
     kind += ", uninit" if isinstance(value, ParamInit) else ""
-    size = f"{math.prod(value.shape):,}"
-    return paths.join(entry.path), kind, str(value.dtype), str(tuple(value.shape)), size
+    return kind, str(value.dtype), str(tuple(value.shape)), f"{math.prod(value.shape):,}"
 
 
 def _totals(listed: list[Entry]) -> list[str]:

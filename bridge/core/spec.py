@@ -27,39 +27,43 @@ class Spec:
     """All that a Module holds beside its arrays. Made by `intern`, compared by identity.
 
     `statics` are the static fields by name; `frozen` the paths below the node that are not trained;
-    `mode` the node's own mode, None where it takes its parent's; `keyed` whether a key is attached.
+    `mode` the node's own mode, None where it takes its parent's; `keyed` whether a key is attached;
+    `config` the GlobalConfig that it says to what is below it, None where it says nothing.
     """
 
-    __slots__ = ("__weakref__", "cls", "frozen", "keyed", "mode", "statics", "variants")
+    __slots__ = ("__weakref__", "cls", "config", "frozen", "keyed", "mode", "statics", "variants")
 
     cls: type
     statics: Mapping[str, Any]
     frozen: frozenset[Path]
     mode: Mode | None
     keyed: bool
+    config: Any
     variants: dict[Any, Spec]
 
     def replace(self, **changes: Any) -> Spec:
-        """The Spec with some of `frozen`, `mode`, `keyed` and `statics` changed."""
-        now = {"statics": self.statics, "frozen": self.frozen}
-        return intern(self.cls, **{**now, "mode": self.mode, "keyed": self.keyed, **changes})
+        """The Spec with some of `frozen`, `mode`, `keyed`, `config` and `statics` changed."""
+        now = {"statics": self.statics, "frozen": self.frozen, "mode": self.mode}
+        return intern(self.cls, **{**now, "keyed": self.keyed, "config": self.config, **changes})
 
-    def running(self, mode: Mode) -> Spec:
+    def running(self, mode: Mode, config: Any = None) -> Spec:
         """The Spec of a private copy: in this mode, without a key of its own that it could draw from.
 
-        It is remembered, because every call asks for it.
+        `config` is all that the copy can read of the global config. It is remembered, because every
+        call asks for it.
         """
-        found = self.variants.get(mode)
+        variant = mode if config is None else (mode, config.token)
+        found = self.variants.get(variant)
         if found is None:
-            found = self.replace(mode=mode, keyed=False)
-            self.variants[mode] = found
+            found = self.replace(mode=mode, keyed=False, config=config)
+            self.variants[variant] = found
         return found
 
     def bare(self) -> Spec:
-        """The Spec without freezing, mode and key: what two modules of one structure share."""
+        """The Spec without freezing, mode, key and config: what two modules of one structure share."""
         found = self.variants.get("bare")
         if found is None:
-            found = self.replace(frozen=frozenset(), mode=None, keyed=False)
+            found = self.replace(frozen=frozenset(), mode=None, keyed=False, config=None)
             self.variants["bare"] = found
         return found
 
@@ -67,8 +71,8 @@ class Spec:
         return self
 
     def __reduce__(self) -> Any:
-        thawed = {name: _thaw(value) for name, value in self.statics.items()}
-        return intern, (self.cls, thawed, self.frozen, self.mode, self.keyed)
+        thawed = {name: thaw(value) for name, value in self.statics.items()}
+        return intern, (self.cls, thawed, self.frozen, self.mode, self.keyed, self.config)
 
 
 _pool: weakref.WeakValueDictionary[Any, Spec] = weakref.WeakValueDictionary()
@@ -81,17 +85,18 @@ def intern(
     frozen: frozenset[Path] = frozenset(),
     mode: Mode | None = None,
     keyed: bool = False,
+    config: Any = None,
 ) -> Spec:
     """The one Spec of these values. Raises FieldError for a static that cannot be compared."""
     kept = {name: settle(value) for name, value in statics.items()}
-    tokens = tuple((name, _token(value, f"{cls.__name__}.{name}")) for name, value in kept.items())
-    key = (cls, tokens, frozen, mode, keyed)
+    tokens = tuple((name, token(value, f"{cls.__name__}.{name}")) for name, value in kept.items())
+    key = (cls, tokens, frozen, mode, keyed, config and config.token)
     with _lock:
         spec = _pool.get(key)
         if spec is None:
             spec = Spec()
             spec.cls, spec.statics, spec.frozen = cls, types.MappingProxyType(kept), frozen
-            spec.mode, spec.keyed, spec.variants = mode, keyed, {}
+            spec.mode, spec.keyed, spec.config, spec.variants = mode, keyed, config, {}
             _pool[key] = spec
     return spec
 
@@ -105,29 +110,30 @@ def settle(value: Any) -> Any:
     return frozenset(value) if isinstance(value, set) else value
 
 
-def _thaw(value: Any) -> Any:
+def thaw(value: Any) -> Any:
+    """A settled value in containers of its own, which can be changed and pickled."""
     if type(value) is tuple:
-        return tuple(_thaw(item) for item in value)
+        return tuple(thaw(item) for item in value)
     if isinstance(value, types.MappingProxyType):
-        return {key: _thaw(item) for key, item in value.items()}
+        return {key: thaw(item) for key, item in value.items()}
     return value
 
 
-def _token(value: Any, where: str) -> Any:
+def token(value: Any, where: str) -> Any:
     """A hashable that is equal exactly for equal statics: 1, 1.0 and True are three values."""
     if value is None or isinstance(value, (bool, int, str, bytes, enum.Enum, type)):
         return type(value), value
     if isinstance(value, float):
         return type(value), value.hex()
     if isinstance(value, tuple):
-        return type(value), tuple(_token(item, where) for item in value)
+        return type(value), tuple(token(item, where) for item in value)
     if isinstance(value, types.MappingProxyType):
-        items = ((_token(key, where), _token(item, where)) for key, item in value.items())
+        items = ((token(key, where), token(item, where)) for key, item in value.items())
         return dict, tuple(items)
     if type(value) is frozenset:
-        return frozenset, frozenset(_token(item, where) for item in value)
+        return frozenset, frozenset(token(item, where) for item in value)
     if isinstance(value, complex):
-        return type(value), _token(value.real, where), _token(value.imag, where)
+        return type(value), token(value.real, where), token(value.imag, where)
     if isinstance(value, np.generic):
         return type(value), value.tobytes()
     if _holds_arrays(value):

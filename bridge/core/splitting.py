@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from bridge.core.errors import MissingRngError
+from bridge.core.errors import FieldError, MissingRngError
 from bridge.core.kinds import KEY
 from bridge.core.leaves import map_leaves
 from bridge.core.node import rng_of
@@ -16,6 +16,11 @@ from bridge.core.tree import entries, map_entries, map_rngs, walk
 
 def split(module: Any, number: int) -> tuple[Any, ...]:
     """So many copies of a module, each with keys of its own; see `Module.split`."""
+    if not isinstance(number, int):
+        raise FieldError(
+            f"split takes the number of copies; it was given a {type(number).__name__}. A wrapped"
+            f" model's own method of that name is called by module.apply(..., method='split')"
+        )
     kept = {one.path for one in entries(module) if one.kind == KEY and is_key(one.value)}
     if not kept and all(rng_of(node) is None for _, node in walk(module)):
         raise MissingRngError(

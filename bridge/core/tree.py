@@ -128,15 +128,20 @@ class Entry(typing.NamedTuple):
 def entries(root: Any) -> Iterator[Entry]:
     """Every array and placeholder of a tree with its path and kind, parents first."""
     for path, node in walk(root):
-        for name, field in type(node)._fields.items():
-            if field.kind in (STATIC, CHILD):
-                continue
-            for below, value in leaves_of(getattr(node, name)):
-                kind = field.kind
-                if kind.collection == BY_FIRST_KEY and below:
-                    kind = Kind(kind.name, below[0])
-                within = (*field.prefix, *below)
-                yield Entry((*path, *within), kind, value, node, within)
+        yield from own_entries(node, path)
+
+
+def own_entries(node: Any, path: Path = ()) -> Iterator[Entry]:
+    """The arrays and placeholders of one node alone; `path` is its own."""
+    for name, field in type(node)._fields.items():
+        if field.kind in (STATIC, CHILD):
+            continue
+        for below, value in leaves_of(getattr(node, name)):
+            kind = field.kind
+            if kind.collection == BY_FIRST_KEY and below:
+                kind = Kind(kind.name, below[0])
+            within = (*field.prefix, *below)
+            yield Entry((*path, *within), kind, value, node, within)
 
 
 def map_entries(root: Any, change: Callable[[Path, Any], Any]) -> Any:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import jax
 
-import bridge.core.calling as calling
 import bridge.core.paths as paths
+from bridge.core.delegating import Delegating
 from bridge.core.errors import MissingRngError, TraceError, UninitialisedError
-from bridge.core.frames import Frame, frame_of
+from bridge.core.frames import Frame, current_trace
 from bridge.core.kinds import BY_FIRST_KEY, Kind, Parameter
 from bridge.core.layers import Layer
 from bridge.core.leaves import Lazy, Leaves
-from bridge.core.module import Module, plain
+from bridge.core.module import plain
 from bridge.core.opaque import Opaque
 
 States = Annotated[jax.Array, Kind("state", BY_FIRST_KEY)]
 """Annotation of a state field whose collections are the first keys of its tree."""
 
 
-class Wrapped(Module):
+class Wrapped(Delegating):
     """A model of another library: its parameters, its state, and its own forward.
 
     An adapter's subclass says how the library runs a method (`run`) and, where the library makes its
@@ -34,15 +33,13 @@ class Wrapped(Module):
     state: States
     known_layers: tuple | None = None
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model's own call returns."""
-        return self.invoke("__call__", args, kwargs)
-
     @plain
     def invoke(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What a method of the model returns; its state updates go into this module's state."""
         frame = self._running(method)
-        if frame.initialising and self.unseen:
+        lazy = isinstance(self.params, Lazy)
+        # Inside a JAX transform nothing can be made that is kept, and what is there is enough.
+        if frame.initialising and self.unseen and (lazy or frame.run.trace == current_trace()):
             out = self._fill(frame, method, args, kwargs)
             if out is not None:
                 return out
@@ -106,20 +103,18 @@ class Wrapped(Module):
         """The library's own form of what this module holds."""
         raise NotImplementedError
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name in type(self)._fields:
-            raise AttributeError(name)
-        model_class = self.model_class()
-        if not callable(getattr(model_class, name, None)):
-            raise AttributeError(
-                f"the wrapped {model_class.__name__} has no method {name!r}; its arrays are read by"
-                f" path: module.at['params...'].get()"
-            )
-        call = functools.partial(_invoke, name)
-        frame = frame_of(self)
-        if frame is not None:
-            return lambda *args, **kwargs: frame.enter(self, call, args, kwargs)
-        return lambda *args, **kwargs: calling.call(self, call, args, kwargs)
+    @plain
+    def has_own(self, name: str) -> bool:
+        """Whether the model has a method of this name."""
+        return callable(getattr(self.model_class(), name, None))
+
+    @plain
+    def without(self, name: str) -> str:
+        """The message for a name that stands for nothing."""
+        return (
+            f"the wrapped {self.model_class().__name__} has no method {name!r}; its arrays are read by"
+            f" path: module.at['params...'].get()"
+        )
 
     @plain
     def model_class(self) -> type:
@@ -129,10 +124,6 @@ class Wrapped(Module):
     def extra_repr(self) -> str:
         """The class of the wrapped model."""
         return self.model_class().__name__
-
-
-def _invoke(name: str, module: Any, *args: Any, **kwargs: Any) -> Any:
-    return module.invoke(name, args, kwargs)
 
 
 def _with(there: Any, made: Any) -> Leaves:

@@ -18,7 +18,7 @@ from bridge.weights.matching import match_source
 from bridge.weights.naming import named
 from bridge.weights.report import Match
 from bridge.weights.sources import Source, open_source
-from bridge.weights.targets import Targets, targets_of
+from bridge.weights.targets import Targets, refuse_reparametrized, targets_of
 from bridge.weights.undoing import undone
 
 
@@ -59,6 +59,7 @@ def state_dict(
         raise WeightsError("rename is for the names of like, and there is none: type like=...")
     from bridge.lowering.module import foreign, torch_tensors
 
+    refuse_reparametrized(module)
     captured = torch_tensors(module, persistent=True)
     if like is None and not foreign(module):
         return captured

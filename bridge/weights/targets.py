@@ -13,6 +13,7 @@ from bridge.core.layers import Layer, Slot
 from bridge.core.leaves import Lazy, Tied
 from bridge.core.node import Node
 from bridge.core.paths import Path
+from bridge.core.reparametrizing import Reparametrized
 from bridge.core.tree import Entry, entries, walk
 from bridge.core.wrapped import Wrapped
 from bridge.weights.catalogue import buffer_reason, torch_row
@@ -48,6 +49,7 @@ def targets_of(module: Any) -> Targets:
             f"weights go into a bridge.Module; a {type(module).__name__} was given: a model of a"
             f" library becomes one by bridge.wrap(model)"
         )
+    refuse_reparametrized(module)
     found = [entry for entry in entries(module) if not isinstance(entry.value, Tied)]
     lazy = [paths.name(entry.path[:-1]) for entry in found if isinstance(entry.value, Lazy)]
     if lazy:
@@ -64,6 +66,17 @@ def targets_of(module: Any) -> Targets:
         if (entry.kind.name == "parameter" or _is_kept(entry)) and entry.path not in covered
     )
     return Targets(layers + own, leaves)
+
+
+def refuse_reparametrized(module: Any) -> None:
+    """Raises WeightsError where what the tree stores is not what its models see."""
+    seen = [paths.name(path) for path, node in walk(module) if isinstance(node, Reparametrized)]
+    if seen:
+        raise WeightsError(
+            f"{', '.join(seen)}: is reparametrized, so the arrays that it stores are not those that its"
+            f" model sees; load weights before bridge.reparametrized, and give"
+            f" bridge.materialized(module) where they are taken"
+        )
 
 
 def _is_captured(entry: Entry) -> bool:

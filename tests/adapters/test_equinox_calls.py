@@ -484,7 +484,7 @@ def test_arguments_in_every_form_arrive():
 
 
 def test_a_method_with_a_name_of_modules_own_is_invoked():
-    out, _ = br.from_equinox(MANY).apply(X, method=lambda module, x: module.invoke("update", (x,), {}))
+    out, _ = br.from_equinox(MANY).apply(X, method="update")
     np.testing.assert_array_equal(out, 3 * X)
 
 

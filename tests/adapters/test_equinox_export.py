@@ -480,7 +480,7 @@ def test_inside_of_an_equinox_model_it_trains_with_a_state_for_both(child):
 def test_a_model_that_holds_one_becomes_a_module_with_its_states_by_path():
     pair = parent(net())
     module = from_equinox(pair)
-    places = [row.split()[0] for row in module.summary().splitlines()[3:-1]]
+    places = [row.split()[1] for row in module.summary().splitlines()[3:-1]]
     assert [place for place in places if ".child." in place] == [
         "params.child.params.kernel",
         "params.child.params.scales.0.factor",

@@ -406,14 +406,14 @@ def test_methods_with_and_without_params_and_a_module_called_twice():
 def test_an_init_over_a_method_adds_what_that_method_needs():
     module = br.from_haiku(Many)(5).init(KEY, X)
     shared = module.native()[0]["many/~/shared"]
-    text = message(br.BridgeError, module.split, X, 2)
+    text = message(br.BridgeError, module.apply, X, 2, method="split")
     assert "params.many/~split/head.w: missing; the model makes float32[2, 3]" in text
     assert text.endswith("made by module.init(key, *sample, method=...)")
     module = module.init(KEY, X, 2, method="split")
     params = module.native()[0]
     equal(params["many/~/shared"], shared)
     own = hk.transform(lambda x: Many(5).split(x, 2))
-    equal(module.split(X, 2), own.apply(params, None, X))
+    equal(module.apply(X, 2, method="split")[0], own.apply(params, None, X))
     assert [layer.path for layer in module.layers()] == [("many/~/shared",), ("many/~split/head",)]
     assert module.init(KEY, X).init(KEY, X, 2, method="split") is module
 

@@ -67,7 +67,7 @@ def test_parameters_are_not_callable_and_do_not_change(refuses):
     assert not callable(params)
     with refuses(AttributeError, "parameters never change; 'encoder' cannot be assigned"):
         params.encoder = None
-    with refuses(AttributeError, "the parameters of Dense have no field 'name'"):
+    with refuses(AttributeError, "the leaves of Dense have no field 'name'"):
         _ = params.encoder.name
 
 
@@ -195,7 +195,7 @@ def test_repr_copy_and_pickle():
     params = net().parameters()
     assert repr(params) == "\n".join(
         [
-            "parameters of Net (",
+            "leaves of Net (",
             "  encoder.w: float32[3, 5]",
             "  layers.0.w: float32[5, 7]",
             "  table.b.w: float32[7, 2]",

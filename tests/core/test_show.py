@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import bridge as br
+from bridge.core.leaves import Leaves
 
 
 class Dense(br.Module):
@@ -118,14 +119,19 @@ def test_repr_of_anything_that_jax_puts_there(shown):
 def test_summary():
     module = net().init(jax.random.key(0)).freeze("table.*")
     assert module.summary() == text(r"""
+        path             kind               dtype     shape   size
+        ---------------  -----------------  --------  ------  ----
         Net
-        path           kind               dtype     shape   size
-        -------------  -----------------  --------  ------  ----
-        steps          state              int32     ()         1
-        noise          key                key<fry>  ()         1
-        layers.0.w     parameter          float32   (3, 5)    15
-        layers.0.b     parameter          bfloat16  (5,)       5
-        table.v1\.5.w  parameter, frozen  float32   (5, 7)    35
+        ├── steps        state              int32     ()         1
+        ├── noise        key                key<fry>  ()         1
+        ├── stem         Long
+        ├── layers.0     Dense
+        │   ├── w        parameter          float32   (3, 5)    15
+        │   └── b        parameter          bfloat16  (5,)       5
+        ├── layers.1     Function
+        ├── layers.2     -> layers.0
+        └── table.v1\.5  Dense
+            └── w        parameter, frozen  float32   (5, 7)    35
         20 trained, 35 frozen, 2 state; 222 bytes
     """)
 
@@ -143,10 +149,32 @@ def test_summary_of_what_is_tied_or_still_to_be_made():
 
     module = br.tie(Outer(late(), late()), "second.w", "first.w")
     assert module.summary() == text("""
+        path        kind               dtype    shape            size
+        ----------  -----------------  -------  ---------------  ----
         Outer
-        path      kind               dtype    shape            size
-        --------  -----------------  -------  ---------------  ----
-        first.w   parameter, uninit  float32  (3, 5)             15
-        second.w  parameter                   tied to first.w
+        ├── first   Inner
+        │   └── w   parameter, uninit  float32  (3, 5)             15
+        └── second  Inner
+            └── w   parameter                   tied to first.w
         15 trained; 60 bytes
+    """)
+
+
+def test_summary_of_a_wrapped_model_has_its_whole_paths_and_of_an_empty_one_no_rows():
+    class Held(br.Module):
+        params: br.Parameter
+
+    held = Held(Leaves.of({"block/linear": {"w": jnp.ones((3, 5))}}))
+    assert held.summary() == text("""
+        path                       kind       dtype    shape   size
+        -------------------------  ---------  -------  ------  ----
+        Held
+        └── params.block/linear.w  parameter  float32  (3, 5)    15
+        15 trained; 60 bytes
+    """)
+    assert br.Function(abs).summary() == text("""
+        path  kind  dtype  shape  size
+        ----  ----  -----  -----  ----
+        Function
+        0 trained; 0 bytes
     """)

@@ -70,3 +70,12 @@ def test_forward_is_the_other_name_of_call_and_a_subclass_may_replace_it():
     assert (loud() == 2 * quiet()).all()
     assert (loud.forward() == loud()).all()
     assert loud.capture(paths=[""]).keys() == {""}
+
+
+def test_split_of_what_is_no_number_says_how_a_wrapped_models_own_is_called():
+    with pytest.raises(br.BridgeError) as caught:
+        Noise().new_state(jax.random.key(3)).split("3")
+    assert str(caught.value) == (
+        "split takes the number of copies; it was given a str. A wrapped model's own method of that"
+        " name is called by module.apply(..., method='split')"
+    )

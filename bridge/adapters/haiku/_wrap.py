@@ -23,6 +23,7 @@ from bridge.core.libraries import library_of
 from bridge.core.module import plain
 from bridge.core.node import Node
 from bridge.core.opaque import Opaque
+from bridge.core.rng import place_key
 from bridge.core.wrapped import Wrapped, key_or_none
 
 STATEFUL = (hk.TransformedWithState, hk.MultiTransformedWithState)
@@ -34,14 +35,23 @@ _NO_STATE = "No value for"
 
 
 class Construction:
-    """A class of Haiku modules and its constructor's arguments, compared by value."""
+    """A class of Haiku modules and its constructor's arguments, compared by value.
 
-    def __init__(self, cls: type[hk.Module], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    `inputs` are abstract ones that its params can be made from; None where a sample is needed.
+    """
+
+    def __init__(
+        self,
+        cls: type[hk.Module],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        inputs: tuple[Any, ...] | None = None,
+    ) -> None:
         leaves, treedef = jax.tree.flatten((args, kwargs))
         # Rebuilt, so that a list which the caller changes later is not ours.
         self.args, self.kwargs = jax.tree.unflatten(treedef, leaves)
-        self.cls = cls
-        self.token = (cls, treedef, tuple((type(leaf), leaf) for leaf in leaves))
+        self.cls, self.inputs = cls, inputs
+        self.token = (cls, treedef, tuple((type(leaf), leaf) for leaf in leaves), inputs)
 
     def __hash__(self) -> int:
         return hash(self.token)
@@ -204,6 +214,17 @@ class HaikuModule(Wrapped):
     state: State
 
     @plain
+    def completed(self, _root: Any, path: paths.Path, keys: Mapping[str, Any]) -> Any:
+        """The module with the params of a class whose inputs are known, as a sample would make them."""
+        target = self.model.value
+        if not isinstance(self.params, Lazy) or getattr(target, "inputs", None) is None:
+            return self
+        lazy = _module(Construction(target.cls, target.args, target.kwargs), None, None)
+        made = lazy.init({name: place_key(key, path) for name, key in keys.items()}, *target.inputs)
+        fields = ("model", "params", "state", "known_layers")
+        return self.replace(**{name: getattr(made, name) for name in fields})
+
+    @plain
     def invoke(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What a method returns; one that needs no params, as `initial_state`, runs without `init`."""
         frame = self._running(method)
@@ -343,6 +364,11 @@ def constructor(cls: type[hk.Module], params: Any, state: Any) -> Callable[..., 
         return _module(Construction(cls, args, kwargs), params, state)
 
     return construct
+
+
+def sized(cls: type[hk.Module], inputs: tuple[Any, ...], *args: Any, **kwargs: Any) -> HaikuModule:
+    """The Module of a class with the constructor's arguments; its init needs no other inputs."""
+    return _module(Construction(cls, args, kwargs, inputs), None, None)
 
 
 def wrap(target: Any, params: Any, state: Any) -> HaikuModule:

@@ -17,6 +17,7 @@ from bridge.core.blueprint import PARAMS, Blueprint, Held
 from bridge.core.errors import MissingRngError, ModelError, TraceError
 from bridge.core.exporting import exportable, keys_of_call, mode_of_call, no_method, offers, only_wraps
 from bridge.core.rng import DEFAULT, Lent, Streams
+from bridge.core.tree import entries
 from bridge.core.wrapped import Wrapped
 
 SOWN = "intermediates"
@@ -131,7 +132,8 @@ def export(module: Any) -> nn.Module:
     module = exportable(module, "to_linen")
     if only_wraps(module, LinenModule):
         return module.model.value
-    if "params" in type(module)._fields and not isinstance(module, Wrapped):
+    below = any(entry.path[0] == PARAMS for entry in entries(module))
+    if below and not isinstance(module, Wrapped):
         raise ModelError(
             f"Linen refuses variables that have 'params' directly below 'params', and"
             f" {type(module).__name__} has a field of that name; rename it, or put the Module below"
