@@ -129,7 +129,7 @@ TIMM: dict[str, tuple[int, dict[str, Any]]] = {
     "xcit_nano_12_p16_224": (64, {"depth": 2}),
     "vit_relpos_small_patch16_224": (64, {"img_size": 64, "depth": 4}),
     "botnet26t_256": (128, {"img_size": 128}),
-    "halonet26t": (64, {}),
+    "halonet26t": (256, {}),
 }
 _IMAGE = (3, 64, 64)
 _NO_BACKBONE = {"weights_backbone": None, "num_classes": 5}

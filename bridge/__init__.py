@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from bridge.building import Builder as Builder
+from bridge.checkpointing import Checkpoints as Checkpoints
 from bridge.core.batching import batched as batched
 from bridge.core.editing import tie as tie
 from bridge.core.errors import BridgeError as BridgeError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import logging
@@ -67,16 +68,32 @@ class Capture:
             return made_of(full)
 
         marked = Marked(self.model, rebuild)
-        with (
-            warnings.catch_warnings(),
-            _silenced(),
-            prepared(self.model, self.mode),
-            marked.listening(),
-        ):
-            warnings.simplefilter("ignore")  # what torch.export says of itself and its own parts
-            captured = self._captured(marked, example)
+        try:
+            with (
+                warnings.catch_warnings(),
+                _silenced(),
+                prepared(self.model, self.mode),
+                marked.listening(),
+            ):
+                warnings.simplefilter("ignore")  # what torch.export says of itself and its own parts
+                captured = self._captured(marked, example)
+        except LoweringError:
+            self._refuse_example()
+            raise
         _tell(f"captured {what} in {time.perf_counter() - self.started:.1f} s", "\n")
         return captured
+
+    def _refuse_example(self) -> None:
+        """Raises LoweringError where torch itself cannot run the model with the example."""
+        model = copy.deepcopy(self.model).train(self.mode == "train")
+        try:
+            with torch.no_grad():
+                model(*self.args, **self.kwargs)
+        except Exception as error:
+            raise LoweringError(
+                f"this {type(self.model).__name__} fails with this example in torch itself, in"
+                f" {self.mode} mode: {_reason(error)}. Give from_torch inputs that the model takes"
+            ) from error
 
     def _captured(self, marked: Marked, example: tuple[torch.Tensor, ...]) -> Captured:
         """The graph with free sizes where torch.export can, or with those of the example."""

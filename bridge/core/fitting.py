@@ -14,7 +14,6 @@ from bridge.core.errors import listed
 from bridge.core.leaves import Lazy, ParamInit, is_array
 from bridge.core.manifest import CLASS, Manifest, modules_in
 from bridge.core.paths import Path
-from bridge.core.tensorfile import Header
 from bridge.core.tree import entries
 
 Problems = list[tuple[Path, str]]
@@ -27,18 +26,21 @@ _LONGEST = 60
 
 
 def misfits(
-    header: Header,
+    stored: Mapping[str, Any],
     manifest: Manifest,
     like: Any,
     leaves: Mapping[Path, Any],
     keep_static: Iterable[str],
 ) -> str:
-    """The problems, one a line, and what to type; empty where the file fits."""
+    """The problems, one a line, and what to type; empty where the file fits.
+
+    `stored` are the saved arrays by their dotted paths: anything that has a shape and a dtype.
+    """
     wanted = Manifest.of(like, {})
     lazy = uninitialised(like)
     problems = [(place, f"like {UNINITIALISED}") for place in lazy]
     problems += _sharing(manifest, wanted)
-    problems += _arrays(header, manifest, leaves, [place for place, _ in problems])
+    problems += _arrays(stored, manifest, leaves, [place for place, _ in problems])
     problems += _modules(manifest, wanted, [place for place, _ in problems])
     statics = [
         (place, problem)
@@ -99,13 +101,13 @@ def _owned(side: str, owner: str | None) -> str:
 
 
 def _arrays(
-    header: Header, manifest: Manifest, leaves: Mapping[Path, Any], told_of: list[Path]
+    tensors: Mapping[str, Any], manifest: Manifest, leaves: Mapping[Path, Any], told_of: list[Path]
 ) -> Problems:
     """The arrays that only one side has, or that are another array, outside of the places told of."""
-    stored = {paths.split(name): name for name in header.tensors}
+    stored = {paths.split(name): name for name in tensors}
     problems: Problems = []
     for place in {**stored, **leaves}:
-        saved = _saved(header, manifest, stored[place]) if place in stored else None
+        saved = _saved(tensors, manifest, stored[place]) if place in stored else None
         problem = _misfit(saved, leaves.get(place))
         if problem and not any(paths.below(place, other) for other in told_of):
             attached = "; module.new_state(key) attaches keys" if "_rng" in place else ""
@@ -113,10 +115,10 @@ def _arrays(
     return problems
 
 
-def _saved(header: Header, manifest: Manifest, name: str) -> Any:
+def _saved(tensors: Mapping[str, Any], manifest: Manifest, name: str) -> Any:
     """The abstract array of a tensor in the file; a string where its keys cannot be made."""
-    tensor = header.tensors[name]
-    array = jax.ShapeDtypeStruct(tensor.shape, tensor.dtype)
+    tensor = tensors[name]
+    array = jax.ShapeDtypeStruct(tuple(tensor.shape), tensor.dtype)
     if name not in manifest.keys:
         return array
     impl = manifest.keys[name]

@@ -67,6 +67,12 @@ class Branching(nn.Module):
         return x * 2 if x.sum() > 0 else x
 
 
+class Even(nn.Module):
+    def forward(self, x):
+        torch._assert(x.shape[0] % 2 == 1, "an odd batch")
+        return x
+
+
 class Writing(nn.Module):
     def forward(self, x):
         return x.add_(1)
@@ -82,13 +88,18 @@ class Lists(nn.Module):
     [
         (Stubborn(), "an autograd Function with a backward of its own, which torch.export drops"),
         (Branching(), "torch.export cannot capture this Branching in eval mode: GuardOnDataDependent"),
+        (
+            Even(),
+            "^this Even fails with this example in torch itself, in eval mode: AssertionError: an odd"
+            " batch. Give from_torch inputs that the model takes$",
+        ),
         (Writing(), "the model changes its input in place"),
         (nn.LazyLinear(3), "weight is not initialised: the model has lazy layers"),
         (nn.Linear(3, 5, device="meta"), "weight is on the meta device, without values"),
         (nn.Linear, r"from_torch was given the class Linear; make it first: from_torch\(Linear"),
         (len, "from_torch takes a torch.nn.Module; it was given a builtin_function_or_method"),
     ],
-    ids=["autograd Function", "data", "in place", "lazy", "meta", "class", "function"],
+    ids=["autograd Function", "data", "example", "in place", "lazy", "meta", "class", "function"],
 )
 def test_what_cannot_be_captured_says_why(model, message):
     with pytest.raises(br.BridgeError, match=message):
