@@ -37,6 +37,7 @@ from bridge.core.regularizing import l2 as l2
 from bridge.core.regularizing import regularized as regularized
 from bridge.core.reparametrizing import reparametrized as reparametrized
 from bridge.core.sequential import Sequential as Sequential
+from bridge.core.sharding import ShardingRules as ShardingRules
 from bridge.core.transplanting import transplant as transplant
 from bridge.registering import register_adapter as register_adapter
 from bridge.storing import load as load

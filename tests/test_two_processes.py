@@ -30,6 +30,11 @@ def test_two_processes_load_train_save_and_restore_as_one_device(tmp_path):
 
     weights = program.weights()
     br.save_state_dict(weights, tmp_path / "model.safetensors")
+    (tmp_path / "large").mkdir()
+    large = program.large_weights()
+    size = sum(array.nbytes for array in large.values())
+    br.save_state_dict(large, tmp_path / "large" / "model.safetensors", shard_size=size // 3)
+    assert len([*(tmp_path / "large").glob("model-*.safetensors")]) == 4
     port = free_port()
     processes = [
         subprocess.Popen(

@@ -1,6 +1,7 @@
 """One of the processes of a run on two hosts: loads, trains, saves and restores what both share."""
 
 import sys
+import tracemalloc
 from pathlib import Path
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 import bridge as br
 
 INPUTS, HIDDEN, OUTPUTS, BATCH, STEPS = 12, 16, 4, 20, 3
+WIDTH, DEPTH = 768, 8
 ADAM = optax.adamw(1e-2)
 
 
@@ -52,10 +54,32 @@ def step(module, optimizer, x):
     return module, optimizer, value
 
 
-def split(mesh):
+def rules(mesh):
     """Where the arrays of the model go: the kernels by their outputs or inputs, the rest everywhere."""
     parts = {"0.params.kernel": P(None, "model"), "2.params.kernel": P("model", None)}
-    return lambda path: NamedSharding(mesh, parts.get(path, P()))
+    return br.ShardingRules(mesh, {**parts, "*": P()})
+
+
+def large_weights():
+    draw = np.random.default_rng(2).standard_normal
+    return {f"{i}.weight": draw((WIDTH, WIDTH)).astype(np.float32) for i in range(DEPTH)}
+
+
+def load_large(folder, mesh):
+    """Asserts that a process holds its part of a large model and, while it loads, one array more."""
+    stack = br.Sequential(*(br.from_linen(nn.Dense(WIDTH, use_bias=False)) for _ in range(DEPTH)))
+    stack = jax.eval_shape(lambda: stack.init(jax.random.key(0), jnp.ones((1, WIDTH))))
+    halves = br.ShardingRules(mesh, {"*": P("data", "model")})
+    tracemalloc.start()
+    loaded = br.load_state_dict(stack, folder, sharding=halves)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    each = WIDTH * WIDTH * 4
+    assert peak <= DEPTH * each / 2 + each, peak / each
+    for source, kernel in zip(large_weights().values(), jax.tree.leaves(loaded), strict=True):
+        assert sum(shard.data.nbytes for shard in kernel.addressable_shards) == each / 2
+        for shard in kernel.addressable_shards:
+            np.testing.assert_array_equal(shard.data, source.T[shard.index])
 
 
 def mesh_of(*shape):
@@ -68,8 +92,9 @@ def main(process: int, port: str, folder: Path) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", 2, process)
     mesh, other = mesh_of(2, 2), mesh_of(1, 4)
+    load_large(folder / "large", mesh)
     module = model().init(jax.random.key(0), jnp.ones((BATCH, INPUTS)))
-    module = br.load_state_dict(module, folder / "model.safetensors", sharding=split(mesh))
+    module = br.load_state_dict(module, folder / "model.safetensors", sharding=rules(mesh))
     kernel = module.at["0.params.kernel"].get()
     held = {shard.data.shape for shard in kernel.addressable_shards}
     assert held == {(INPUTS, HIDDEN // 2)}, held

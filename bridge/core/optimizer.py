@@ -159,13 +159,7 @@ def as_optax(transform: Any) -> optax.GradientTransformationExtraArgs:
 
 
 def _group_of(path: Path, patterns: Mapping[str, Any]) -> str | None:
-    return next((pattern for pattern in patterns if _holds(pattern, path)), None)
-
-
-def _holds(pattern: str, path: Path) -> bool:
-    if paths.is_pattern(pattern):
-        return paths.covers(pattern, path)
-    return paths.below(path, paths.split(pattern))
+    return next((pattern for pattern in patterns if paths.selects(pattern, path)), None)
 
 
 def _check_groups(patterns: Mapping[str, Any], params: ParameterTree) -> None:
@@ -173,7 +167,7 @@ def _check_groups(patterns: Mapping[str, Any], params: ParameterTree) -> None:
     problems = [
         f"{pattern!r} selects no trained parameter"
         for pattern in patterns
-        if not any(_holds(pattern, path) for path in trained)
+        if not any(paths.selects(pattern, path) for path in trained)
     ]
     problems += [
         f"{paths.join(path)} is in no group" for path in trained if _group_of(path, patterns) is None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import hashlib
+import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from functools import lru_cache
 
 from bridge.core.errors import PathError
@@ -75,18 +76,32 @@ def below(path: Path, prefix: Path) -> bool:
     return path[: len(prefix)] == prefix
 
 
+def under(path: Path, places: Container[Path]) -> bool:
+    """Whether a path is one of several places, or lies below one."""
+    return any(path[:length] in places for length in range(len(path) + 1))
+
+
 def covers(pattern: str, path: Path) -> bool:
     """Whether a pattern selects a path itself or something that it lies under."""
     return any(matches(path[: length + 1], pattern) for length in range(len(path)))
 
 
+def selects(pattern: str, path: Path) -> bool:
+    """Whether a glob, or a path that something may lie under, selects a path.
+
+    >>> selects("encoder", ("encoder", "bias")), selects("*.bias", ("encoder", "bias"))
+    (True, True)
+    """
+    return covers(pattern, path) if is_pattern(pattern) else below(path, split(pattern))
+
+
 def outermost(paths: Iterable[Path]) -> list[Path]:
     """Those paths that lie under no other one of them, in order."""
-    chosen: list[Path] = []
+    chosen: dict[Path, None] = {}
     for path in paths:
-        if not any(below(path, other) for other in chosen):
-            chosen.append(path)
-    return chosen
+        if not under(path, chosen):
+            chosen[path] = None
+    return [*chosen]
 
 
 def relative(position: Path, target: Path) -> tuple[int, Path]:
@@ -113,6 +128,15 @@ def nearest(wanted: str, candidates: Sequence[str], count: int = 3) -> str:
         return "the nearest are " + ", ".join(map(repr, close))
     more = ", ..." if len(candidates) > count else ""
     return "there are " + ", ".join(map(repr, candidates[:count])) + more
+
+
+def hints(candidates: Sequence[str], most: int = 4) -> Callable[[str], str]:
+    """What ends a message for each of many names that are not there: the nearest, for the first few.
+
+    A search among ten thousands of names takes a second.
+    """
+    left = itertools.count(most, -1)
+    return lambda wanted: f"; {nearest(wanted, candidates)}" if next(left) > 0 else ""
 
 
 def nothing_there(wanted: str, candidates: Sequence[str]) -> PathError:

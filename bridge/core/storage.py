@@ -143,4 +143,5 @@ def sharding_of(like: Any) -> Any:
     """Where an array was put on purpose; None where JAX may move it."""
     if isinstance(like, jax.ShapeDtypeStruct):
         return like.sharding
-    return like.sharding if not isinstance(like, Tracer) and like.committed else None
+    is_placed = isinstance(like, jax.Array) and not isinstance(like, Tracer) and like.committed
+    return like.sharding if is_placed else None

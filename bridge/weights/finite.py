@@ -9,10 +9,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
+import bridge.core.tensorfile as tensorfile
 from bridge.core.errors import WeightsWarning, listed
-
-# So many bytes at a time stay in a processor's cache, and take longer than a call of NumPy's.
-_BLOCK = 1 << 18
 
 
 @dataclass
@@ -29,7 +27,7 @@ class Finding:
         if not jnp.issubdtype(array.dtype, jnp.inexact):
             return
         row = array.ravel(order="K")  # a view, for any array that lies in one piece
-        length = max(1, _BLOCK // row.itemsize)
+        length = max(1, tensorfile.PIECE // row.itemsize)
         blocks = (row[first : first + length] for first in range(0, row.size, length))
         with np.errstate(over="ignore", invalid="ignore"):
             bad = [block for block in blocks if not _finite(block)]

@@ -9,12 +9,16 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 
 import bridge.core.paths as paths
 from bridge.core.errors import WeightsError, listed
+from bridge.core.node import Node
 from bridge.core.paths import Path
-from bridge.core.tree import map_entries
-from bridge.weights.finite import Finding, finding, warn_of_non_finite
+from bridge.core.sharding import ShardingRules
+from bridge.core.storage import sharding_of
+from bridge.core.tree import entries, map_entries
+from bridge.weights.finite import Finding, warn_of_non_finite
 from bridge.weights.following import followed, plan_of
 from bridge.weights.matching import match_source, model_of
 from bridge.weights.placing import array_of, sharded
@@ -25,6 +29,9 @@ from bridge.weights.targets import Leaf, targets_of
 M = TypeVar("M")
 
 SOURCE, MODULE = "source", "module"
+_NOTHING = object()
+# So many bytes go to a device in one call: enough to be quick, few beside a model.
+_AT_ONCE = 1 << 26
 
 
 def load_state_dict(
@@ -33,7 +40,7 @@ def load_state_dict(
     rename: Mapping[Any, str] | None = None,
     strict: bool = True,
     dtype: Any = None,
-    sharding: jax.sharding.Sharding | Callable[[str], jax.sharding.Sharding] | None = None,
+    sharding: Sharding | ShardingRules | Callable[[str], Sharding] | Any = None,
     inputs: Sequence[Any] | None = None,
     plan: Match | str | os.PathLike[str] | None = None,
 ) -> M:
@@ -49,9 +56,12 @@ def load_state_dict(
 
     Nothing is cast by itself: with `dtype=None` the source has the module's dtypes, or it is an error.
     "source" keeps those of the source, "module" casts to the module's, any dtype casts floating
-    numbers to it; a number too large for its dtype is an error. `sharding` says where the arrays go,
-    one for all or a function of the path; of an array that several devices hold, each part is read
-    straight to its place.
+    numbers to it; a number too large for its dtype is an error.
+
+    `sharding` says where the arrays go: `ShardingRules`, one sharding for all, a tree of them like the
+    module, or a function of the path. Without it each goes to where the module's own was put on
+    purpose. Of an array that several devices hold, each part is read straight to its place, and a
+    process reads the parts of its own devices alone.
 
     Raises WeightsError with everything that does not fit; then nothing is loaded. Warns of numbers that
     are NaN or infinite.
@@ -70,13 +80,14 @@ def load_state_dict(
         match = followed(plan_of(plan), targets, opened)
     else:
         raise WeightsError("a plan says where everything goes: leave rename and inputs out")
+    place_of = _places(sharding, module, targets.leaves)
     problems = [*match.complaints(strict), *_wrong_dtypes(match, opened, targets.leaves, dtype)]
     if problems:
         raise WeightsError(f"these weights do not fit the Module:\n{listed(problems)}")
     loaded: dict[Path, jax.Array] = {}
     findings: dict[str, Finding] = {}
-    for path, array, found in _arrays(match, opened, targets.leaves, dtype, sharding):
-        loaded[path], findings[paths.join(path)] = array, found
+    for path, array in _put(_arrays(match, opened, targets.leaves, dtype, place_of, findings)):
+        loaded[path] = array
     warn_of_non_finite(findings, stacklevel=2)
     return map_entries(module, lambda path, leaf: loaded.get(path, leaf))
 
@@ -117,23 +128,78 @@ def _sort(dtype: np.dtype) -> str:
 
 
 def _arrays(
-    match: Match, source: Source, leaves: Mapping[Path, Leaf], dtype: Any, sharding: Any
-) -> Iterator[tuple[Path, jax.Array, Finding]]:
-    """Each array on its devices; on a CPU it may share the host's memory, which is nobody else's."""
+    match: Match,
+    source: Source,
+    leaves: Mapping[Path, Leaf],
+    dtype: Any,
+    place_of: Callable[[Path], Any],
+    findings: dict[str, Finding],
+) -> Iterator[tuple[Path, np.ndarray | jax.Array, Any]]:
+    """Each array and where it goes, or on its devices already; what is not finite to `findings`."""
     for path, pairs in by_path(match.pairs).items():
         came = jnp.result_type(*(source.tensors[pair.key].dtype for pair in pairs))
-        wanted, where = _wanted_dtype(came, leaves[path].dtype, dtype), _sharding_of(path, sharding)
+        wanted, where = _wanted_dtype(came, leaves[path].dtype, dtype), place_of(path)
+        found = findings[paths.join(path)] = Finding()
         if where is not None and len(where.device_set) > 1:
-            yield path, *sharded(pairs, source, wanted, where)
+            yield path, sharded(pairs, source, wanted, where, found.look), where
         else:
-            array = array_of(pairs, source, wanted)
-            yield path, jax.device_put(array, where), finding(array)
+            yield path, array_of(pairs, source, wanted, found.look), where
     for path, value in match.constants.items():
         array = np.full(leaves[path].shape, value, leaves[path].dtype)
-        yield path, jax.device_put(array, _sharding_of(path, sharding)), finding(array)
+        yield path, array, place_of(path)
 
 
-def _sharding_of(path: Path, sharding: Any) -> Any:
-    if sharding is None or isinstance(sharding, jax.sharding.Sharding):
-        return sharding
-    return sharding(paths.join(path))
+def _put(
+    arrays: Iterator[tuple[Path, np.ndarray | jax.Array, Any]],
+) -> Iterator[tuple[Path, jax.Array]]:
+    """Each array on its devices, several at a time, which costs half of one after the other.
+
+    On a CPU they may share the host's memory, which is nobody else's.
+    """
+    waiting: list[tuple[Path, Any]] = []
+    size, there = 0, None
+    for path, array, where in arrays:
+        if waiting and (size + array.nbytes > _AT_ONCE or where != there):
+            yield from _put_at_once(waiting, there)
+            waiting, size = [], 0
+        waiting.append((path, array))
+        size, there = size + array.nbytes, where
+    yield from _put_at_once(waiting, there)
+
+
+def _put_at_once(arrays: list[tuple[Path, Any]], where: Any) -> Iterator[tuple[Path, jax.Array]]:
+    placed = jax.device_put([array for _, array in arrays], where)
+    return zip((path for path, _ in arrays), placed, strict=True)
+
+
+def _places(sharding: Any, module: Any, leaves: Mapping[Path, Leaf]) -> Callable[[Path], Any]:
+    """Where each array goes, by its path: a sharding, or None where JAX may choose.
+
+    Raises WeightsError for what says nothing of that, and PathError for rules that do not fit.
+    """
+    if sharding is None:
+        held = {entry.path: entry.value for entry in entries(module)}
+        return lambda path: sharding_of(held[path])
+    if isinstance(sharding, Sharding):
+        return lambda _: sharding
+    if isinstance(sharding, ShardingRules):
+        return sharding.places({path: leaf.shape for path, leaf in leaves.items()}).__getitem__
+    if isinstance(sharding, Node):
+        places = {entry.path: entry.value for entry in entries(sharding)}
+        return lambda path: _sharding_at(path, places.get(path, _NOTHING))
+    if callable(sharding):
+        return lambda path: _sharding_at(path, sharding(paths.join(path)))
+    raise WeightsError(
+        f"sharding= takes bridge.ShardingRules(mesh, {{...}}), a jax.sharding.Sharding, a tree of them"
+        f" like the module, or a function of the path; a {type(sharding).__name__} was given"
+    )
+
+
+def _sharding_at(path: Path, found: Any) -> Any:
+    if found is None or isinstance(found, Sharding):
+        return found
+    given = "nothing" if found is _NOTHING else f"a {type(found).__name__}"
+    raise WeightsError(
+        f"{paths.join(path)}: sharding= gives {given} for it; a jax.sharding.Sharding"
+        f" was wanted, such as NamedSharding(mesh, PartitionSpec())"
+    )

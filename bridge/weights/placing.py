@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,59 +14,102 @@ import numpy as np
 
 import bridge.core.tensorfile as tensorfile
 from bridge.core.narrowing import Uneven, narrowed
+from bridge.core.tensorfile import Look
 from bridge.weights.casting import cast
-from bridge.weights.finite import Finding
 from bridge.weights.report import Pair
-from bridge.weights.sources import Source
+from bridge.weights.tensors import Source, Tensor
+from bridge.weights.turning import turn_of, turned
 
 Box = tuple[slice, ...]
-# The steps of a translation that turns a matrix: where it begins, and a loop over each of two axes.
-_MATRIX = 3
 Read = Callable[[str], np.ndarray]
 
 
-def array_of(pairs: Sequence[Pair], source: Source, dtype: np.dtype) -> np.ndarray:
+def array_of(
+    pairs: Sequence[Pair], source: Source, dtype: np.dtype, look: Look | None = None
+) -> np.ndarray:
     """The array that the pairs of one place fill, in memory that nobody else can write to.
 
-    A matrix that is turned is a view: `jax.device_put` turns it while it copies, in a fifth of the time
-    that NumPy takes.
+    `look` is shown all of its numbers, in any order.
     """
     first, tensor = pairs[0], source.tensors[pairs[0].key]
-    if len(pairs) == 1 and first.translation.fills and not first.offset:
-        turns = len(first.translation.steps) == _MATRIX
-        read = tensor.mapped if turns and tensor.mapped else tensor.read
-        came = read()
+    if len(pairs) > 1 or not first.translation.fills or first.offset:
+        array = _filled(pairs, lambda key: source.tensors[key].read(), _common(pairs, source), dtype)
+    elif turn := turn_of(first.translation):
+        with _numbers(first.key, tensor, dtype, look) as numbers:
+            return turned(turn, dtype, numbers).reshape(first.translation.target_shape)
+    else:
+        if tensor.lying and tensor.dtype == dtype and first.translation.exhausts:
+            return _ordered(first, tensor.lying().read(look))
+        came = tensor.read()
         array = cast(first.key, came, dtype)
-        array = first.translation(array.copy() if tensor.shared and array is came else array)
-        if turns:
-            return array
-        return np.ascontiguousarray(array).reshape(first.translation.target_shape)  # () would be (1,)
-    return _filled(pairs, lambda key: source.tensors[key].read(), _common(pairs, source), dtype)
+        array = _ordered(first, array.copy() if tensor.shared and array is came else array)
+    if look:
+        look(array)
+    return array
+
+
+def _ordered(pair: Pair, array: np.ndarray) -> np.ndarray:
+    turned = pair.translation(array)
+    return np.ascontiguousarray(turned).reshape(pair.translation.target_shape)  # () would be (1,)
+
+
+@contextmanager
+def _numbers(
+    key: str, tensor: Tensor, dtype: np.dtype, look: Look | None
+) -> Iterator[Callable[[int, np.ndarray], None]]:
+    """What fills a row with numbers of a tensor from a certain one on, in a dtype, and shows them."""
+    with tensor.lying().numbers() if tensor.lying else nullcontext(_taken(tensor)) as read:
+
+        def numbers(first: int, row: np.ndarray) -> None:
+            if dtype == tensor.dtype:
+                read(first, row)
+            else:
+                came = np.empty(row.shape, tensor.dtype)
+                read(first, came)
+                row[:] = cast(key, came, dtype)
+            if look:
+                look(row)
+
+        yield numbers
+
+
+def _taken(tensor: Tensor) -> Callable[[int, np.ndarray], None]:
+    flat = tensor.read().reshape(-1)
+
+    def numbers(first: int, row: np.ndarray) -> None:
+        row[:] = flat[first : first + row.size]
+
+    return numbers
 
 
 def sharded(
-    pairs: Sequence[Pair], source: Source, dtype: np.dtype, sharding: jax.sharding.Sharding
-) -> tuple[jax.Array, Finding]:
-    """The array that the pairs fill, on several devices, and what of it is not finite.
+    pairs: Sequence[Pair],
+    source: Source,
+    dtype: np.dtype,
+    sharding: jax.sharding.Sharding,
+    look: Look,
+) -> jax.Array:
+    """The array that the pairs fill, on several devices; `look` is shown the parts of this process.
 
     Each part is read straight to its place, so that the host never holds all of it.
     """
     shape = pairs[0].translation.target_shape
     lying = {key: source.tensors[key] for key in dict.fromkeys(pair.key for pair in pairs)}
-    arrays = {key: (tensor.mapped or tensor.read)() for key, tensor in lying.items()}
+    arrays = {
+        key: tensor.lying().mapped() if tensor.lying else tensor.read() for key, tensor in lying.items()
+    }
     came = _common(pairs, source)
     parts: dict[Any, np.ndarray] = {}  # a part that several devices hold is made once
-    found = Finding()
 
     def part(index: Any) -> np.ndarray:
         box = tuple(slice(*one.indices(size)[:2]) for one, size in zip(index, shape, strict=True))
         place = tuple((one.start, one.stop) for one in box)
         if place not in parts:
             parts[place] = _box(pairs, arrays.__getitem__, came, dtype, box)
-            found.look(parts[place])
+            look(parts[place])
         return parts[place]
 
-    return jax.make_array_from_callback(shape, sharding, part), found
+    return jax.make_array_from_callback(shape, sharding, part)
 
 
 def _common(pairs: Sequence[Pair], source: Source) -> np.dtype:

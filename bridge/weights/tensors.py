@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import bridge.core.tensorfile as tensorfile
 from bridge.core.layers import Layer
+from bridge.weights.files.memory import Lying
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,8 @@ class Tensor:
     `read()` gives memory that nobody but the caller can write to, unless `shared`. Memory that is
     mapped from a file counts as such, and nothing that is written to it reaches the file; but the file
     must not be overwritten in place while the array is in use. Tensors of one source whose `memory` is
-    equal, and is not None, are one array under several keys. `mapped()`, where there is one, gives the
-    array as it lies in a file: for those who take a part of it and copy that.
+    equal, and is not None, are one array under several keys. `lying()`, where there is one, says where
+    in a file it lies row by row, for those who read it piece by piece.
     """
 
     shape: tuple[int, ...]
@@ -27,7 +30,13 @@ class Tensor:
     read: Callable[[], np.ndarray]
     shared: bool = False
     memory: Hashable = None
-    mapped: Callable[[], np.ndarray] | None = None
+    lying: Callable[[], Lying] | None = None
+
+    @classmethod
+    def of_file(cls, path: Path, place: tensorfile.Tensor) -> Tensor:
+        """An array that lies at a place of a file, row by row."""
+        lying = Lying(path, place)
+        return cls(place.shape, place.dtype, lying.read, lying=lambda: lying)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from bridge.core import tensorfile
 from bridge.core.errors import WeightsWarning
-from bridge.weights import finite
 from bridge.weights.finite import warn_of_non_finite
 
 DTYPES = (np.float16, np.float32, np.float64, ml_dtypes.bfloat16, ml_dtypes.float8_e5m2, np.complex64)
@@ -13,7 +13,7 @@ DTYPES = (np.float16, np.float32, np.float64, ml_dtypes.bfloat16, ml_dtypes.floa
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_array_with_such_numbers_is_named_with_how_many(dtype, monkeypatch):
-    monkeypatch.setattr(finite, "_BLOCK", 16)  # so that they stand in several blocks
+    monkeypatch.setattr(tensorfile, "PIECE", 16)  # so that they stand in several blocks
     array = np.arange(15, dtype=np.float32).reshape(3, 5)
     array[0, 1] = array[2, 3] = np.nan
     array[1, 0] = -np.inf

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
 import bridge as br
@@ -168,18 +169,77 @@ def test_a_missing_key_is_an_error_without_strict_as_well():
     )
 
 
-def test_sharding_says_where_the_arrays_go():
-    mesh = jax.make_mesh((len(jax.devices()),), ("x",))
-    spec = jax.sharding.PartitionSpec
-    rows = jax.sharding.NamedSharding(mesh, spec(None, "x"))
-    whole = jax.sharding.NamedSharding(mesh, spec())
-    size = 2 * len(jax.devices())
-    where = {"weight": rows, "bias": whole}
-    module = br.load_state_dict(Dense(size, 7), weights(size), sharding=where.__getitem__)
-    assert module.weight.sharding == rows
-    assert module.bias.sharding == whole
-    module = br.load_state_dict(Dense(size, 7), weights(size), sharding=whole)
-    assert module.weight.sharding == whole
+MESH = jax.make_mesh((4, 2), ("data", "model"))
+SPLIT, WHOLE = (NamedSharding(MESH, spec) for spec in (PartitionSpec(None, "model"), PartitionSpec()))
+RULES = br.ShardingRules(MESH, {"w*": SPLIT.spec, "*": WHOLE.spec})
+
+
+def on_mesh(inputs):
+    """An initialised layer, and the tree of where its arrays go."""
+    module = Dense(inputs, 7).init(jax.random.key(0))
+    return module, RULES.of(module)
+
+
+@pytest.mark.parametrize("form", ["function", "rules", "tree"])
+def test_sharding_says_where_the_arrays_go(form):
+    module, tree = on_mesh(8)
+    forms = {"function": {"weight": SPLIT, "bias": WHOLE}.__getitem__, "rules": RULES, "tree": tree}
+    for into in (module, Dense(8, 7)):
+        loaded = br.load_state_dict(into, weights(8), sharding=forms[form])
+        assert (loaded.weight.sharding, loaded.bias.sharding) == (SPLIT, WHOLE)
+        np.testing.assert_array_equal(loaded.weight, weights(8)["weight"])
+
+
+def test_one_sharding_is_that_of_every_array():
+    loaded = br.load_state_dict(Dense(8, 7), weights(8), sharding=WHOLE)
+    assert loaded.weight.sharding == loaded.bias.sharding == WHOLE
+
+
+@pytest.mark.parametrize("is_abstract", [False, True])
+def test_weights_go_to_where_the_modules_own_were_put(is_abstract):
+    module, tree = on_mesh(8)
+    placed = jax.device_put(module, tree)
+    if is_abstract:
+        placed = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), placed
+        )
+    loaded = br.load_state_dict(placed, weights(8))
+    assert (loaded.weight.sharding, loaded.bias.sharding) == (SPLIT, WHOLE)
+    assert not br.load_state_dict(module, weights(8)).weight.committed
+
+
+@pytest.mark.parametrize(
+    ("sharding", "text"),
+    [
+        (
+            3,
+            "sharding= takes bridge.ShardingRules(mesh, {...}), a jax.sharding.Sharding, a tree of them"
+            " like the module, or a function of the path; a int was given",
+        ),
+        (
+            lambda path: path,
+            "weight: sharding= gives a str for it; a jax.sharding.Sharding was wanted, such as"
+            " NamedSharding(mesh, PartitionSpec())",
+        ),
+        (
+            br.Sequential(),
+            "weight: sharding= gives nothing for it; a jax.sharding.Sharding was wanted, such as"
+            " NamedSharding(mesh, PartitionSpec())",
+        ),
+        (
+            br.ShardingRules(MESH, {"*": PartitionSpec("data")}),
+            "the sharding rules do not fit the tree:\n"
+            "  weight: has shape (7, 8); the rule '*' splits axis 0 over 4 devices, those of data: 7 is"
+            " no multiple\n"
+            "  bias: has shape (7,); the rule '*' splits axis 0 over 4 devices, those of data: 7 is no"
+            " multiple\n"
+            'A rule "*": PartitionSpec() at the end keeps what is left whole on every device',
+        ),
+    ],
+    ids=["a number", "no sharding", "another tree", "rules that do not fit"],
+)
+def test_a_sharding_that_says_nothing(sharding, text):
+    assert refused(Dense(8, 7), weights(8), sharding=sharding) == text
 
 
 def test_what_a_user_froze_stays_frozen():

@@ -14,7 +14,7 @@ import numpy as np
 
 import bridge.core.tensorfile as tensorfile
 from bridge.core.errors import CheckpointError, WeightsError, listed
-from bridge.weights.files import memory
+from bridge.weights.files.memory import Lying
 from bridge.weights.tensors import Source, Tensor
 
 # What numpy.save writes before an array: its magic, a version, a length, and a dictionary of this form.
@@ -129,6 +129,6 @@ def _fitted(record: tuple[tensorfile.Tensor, bool], leaf: Any) -> tensorfile.Ten
 
 def _tensor(path: Path, place: tensorfile.Tensor, is_turned: bool) -> Tensor:
     if not is_turned:
-        return Tensor(place.shape, place.dtype, memory.reader(path, place))
-    lying = tensorfile.Tensor(place.dtype, place.shape[::-1], place.start, place.size)
-    return Tensor(place.shape, place.dtype, lambda: memory.read(path, lying).T)
+        return Tensor.of_file(path, place)
+    lying = Lying(path, tensorfile.Tensor(place.dtype, place.shape[::-1], place.start, place.size))
+    return Tensor(place.shape, place.dtype, lambda: lying.read().T)

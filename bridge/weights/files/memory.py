@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -16,39 +19,63 @@ from bridge.core.errors import CheckpointError
 SMALLEST = 1 << 16
 
 
-def reader(path: Path, place: tensorfile.Tensor) -> Callable[[], np.ndarray]:
-    """What reads the array at a place of a file; see `read`."""
-    return lambda: read(path, place)
+@dataclass(frozen=True)
+class Lying:
+    """An array that lies in a file, its last axis without gaps, and where.
 
-
-def mapper(path: Path, place: tensorfile.Tensor) -> Callable[[], np.ndarray]:
-    """What maps the array at a place of a file, wherever it begins, for a part of it to be read."""
-    return lambda: read(path, place, aligned=False)
-
-
-def read(path: Path, place: tensorfile.Tensor, aligned: bool = True) -> np.ndarray:
-    """The array at a place of a file, row-major, in memory that only the caller can write to.
-
-    It is mapped where it is large and, if it must be, `aligned`, so that no byte is moved before it is
-    used; what is written to it stays in memory. Raises CheckpointError where the file is gone or was
-    cut short.
+    Whatever reads it raises CheckpointError where the file is gone or was cut short.
     """
-    try:
-        with path.open("rb") as file:
-            is_aligned = place.start % tensorfile.ALIGNMENT == 0
-            if place.size < SMALLEST or (aligned and not is_aligned):
-                return tensorfile.read(file, place)
-            if os.fstat(file.fileno()).st_size < place.start + place.size:
-                raise CheckpointError(f"{path} was cut short while it was read; load it again")
-            return _mapped(file.fileno(), place)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
+    path: Path
+    place: tensorfile.Tensor
 
-def _mapped(descriptor: int, place: tensorfile.Tensor) -> np.ndarray:
-    skipped = place.start % mmap.ALLOCATIONGRANULARITY
-    # One mapping for each array, so that its pages go when the array does.
-    pages = mmap.mmap(
-        descriptor, skipped + place.size, access=mmap.ACCESS_COPY, offset=place.start - skipped
-    )
-    return np.frombuffer(pages, np.uint8, place.size, skipped).view(place.dtype).reshape(place.shape)
+    def read(self, look: tensorfile.Look | None = None) -> np.ndarray:
+        """The array in memory that only the caller can write to, and that JAX takes over as it is.
+
+        It is mapped where it is large and begins where JAX wants it, so that no byte is moved before it
+        is used; what is written to it stays in memory. `look` is shown all of its numbers, in pieces.
+        """
+        with self._file() as file:
+            if self._small or self.place.start % tensorfile.ALIGNMENT:
+                return tensorfile.read(file, self.place, look)
+            array = self._mapped(file)
+        if look:
+            look(array)
+        return array
+
+    def mapped(self) -> np.ndarray:
+        """The array as it lies in the file, wherever it begins: for those who copy a part of it."""
+        with self._file() as file:
+            return tensorfile.read(file, self.place) if self._small else self._mapped(file)
+
+    @contextmanager
+    def numbers(self) -> Iterator[Callable[[int, np.ndarray], None]]:
+        """What fills a row of numbers with those of the array from a certain one on, in their order."""
+        start, itemsize = self.place.start, self.place.dtype.itemsize
+
+        with self._file() as file:
+            yield lambda first, row: tensorfile.fill(file, start + first * itemsize, row.view(np.uint8))
+
+    @property
+    def _small(self) -> bool:
+        return self.place.size < SMALLEST
+
+    @contextmanager
+    def _file(self) -> Iterator[FileIO]:
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                yield file
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be read: {error.strerror}") from error
+
+    def _mapped(self, file: FileIO) -> np.ndarray:
+        place = self.place
+        if os.fstat(file.fileno()).st_size < place.start + place.size:
+            raise CheckpointError(f"{self.path} was cut short while it was read; load it again")
+        skipped = place.start % mmap.ALLOCATIONGRANULARITY
+        # One mapping for each array, so that its pages go when the array does.
+        pages = mmap.mmap(
+            file.fileno(), skipped + place.size, access=mmap.ACCESS_COPY, offset=place.start - skipped
+        )
+        numbers = np.frombuffer(pages, np.uint8, place.size, skipped)
+        return numbers.view(place.dtype).reshape(place.shape)

@@ -15,7 +15,6 @@ import numpy as np
 
 import bridge.core.tensorfile as tensorfile
 from bridge.core.errors import CheckpointError, WeightsError
-from bridge.weights.files import memory
 from bridge.weights.tensors import Source, Tensor
 
 DTYPES: Mapping[str, np.dtype] = {
@@ -155,7 +154,7 @@ class _Walk:
         if sort != "bytes" or math.prod(shape) * dtype.itemsize != size:
             raise ValueError(f"an array of shape {tuple(shape)} and {dtype} has {size} bytes")
         place = tensorfile.Tensor(dtype, tuple(shape), self.skip(size), size)
-        return Tensor(place.shape, dtype, memory.reader(self.path, place))
+        return Tensor.of_file(self.path, place)
 
 
 _SORTS: Mapping[str, Callable[[_Walk, int], Any]] = {

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import bridge.core.tensorfile as tensorfile
 from bridge.core.errors import CheckpointError
-from bridge.weights.files import memory
 from bridge.weights.tensors import Source, Tensor
 
 
@@ -17,14 +16,4 @@ def read(path: Path) -> Source:
             places = tensorfile.read_header(file).tensors
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    return Source(
-        {
-            key: Tensor(
-                place.shape,
-                place.dtype,
-                memory.reader(path, place),
-                mapped=memory.mapper(path, place),
-            )
-            for key, place in places.items()
-        }
-    )
+    return Source({key: Tensor.of_file(path, place) for key, place in places.items()})

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 import bridge.core.tensorfile as tensorfile
-from bridge.weights.files import memory
+from bridge.weights.files.memory import Lying
 from bridge.weights.tensors import Tensor
 
 # torch.dtype's names; complex32, the quantised and the sub-byte ones have no NumPy form.
@@ -68,6 +68,16 @@ class Layout:
             return 0
         return 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
 
+    @property
+    def in_rows(self) -> bool:
+        """Whether its numbers lie row by row, and no others between them."""
+        step = 1
+        for length, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if length > 1 and stride != step:
+                return False
+            step *= length
+        return step > 0
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -87,12 +97,14 @@ def tensor(stored: Stored, storage: Storage, layout: Layout, changes: tuple[str,
     itemsize = layout.dtype.itemsize
     first = storage.first + layout.offset * itemsize
 
+    def lying(shape: tuple[int, ...]) -> Lying:
+        start, size = stored.starts[storage.key] + first, layout.span * itemsize
+        return Lying(stored.path, tensorfile.Tensor(layout.dtype, shape, start, size))
+
     def read() -> np.ndarray:
         if not layout.span:
             return np.empty(layout.shape, layout.dtype)
-        start = stored.starts[storage.key] + first
-        row = tensorfile.Tensor(layout.dtype, (layout.span,), start, layout.span * itemsize)
-        numbers = memory.read(stored.path, row)
+        numbers = lying((layout.span,)).read()
         numbers = _native(numbers) if stored.swapped else numbers
         for name in changes:
             numbers = _CHANGES[name](numbers)
@@ -100,7 +112,14 @@ def tensor(stored: Stored, storage: Storage, layout: Layout, changes: tuple[str,
         return np.ndarray(layout.shape, layout.dtype, numbers, 0, strides)
 
     one = (stored.path, storage.key, first, layout, changes) if layout.span else None
-    return Tensor(layout.shape, layout.dtype, read, memory=one)
+    in_rows = layout.in_rows and not changes and not stored.swapped
+    return Tensor(
+        layout.shape,
+        layout.dtype,
+        read,
+        memory=one,
+        lying=(lambda: lying(layout.shape)) if in_rows else None,
+    )
 
 
 _CHANGES = {"conj": np.conj, "neg": np.negative}

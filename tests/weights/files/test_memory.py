@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bridge.core import tensorfile
-from bridge.weights.files import memory
+from bridge.weights.files.memory import Lying
 from bridge.weights.sources import open_source
 from tests.weights.files.torch_files import mapping, tensor, whole, zipped
 
@@ -34,7 +34,7 @@ def mapped(path):
 
 @pytest.mark.parametrize(("start", "is_mapped"), [(0, True), (64, True), (4, False), (36, False)])
 def test_jax_takes_an_array_over_wherever_it_begins(path, start, is_mapped):
-    array = memory.read(path, place(start))
+    array = Lying(path, place(start)).read()
     np.testing.assert_array_equal(array, np.arange(start // 4, start // 4 + COUNT))
     assert array.ctypes.data % tensorfile.ALIGNMENT == 0
     assert mapped(path) == is_mapped
@@ -43,7 +43,7 @@ def test_jax_takes_an_array_over_wherever_it_begins(path, start, is_mapped):
 
 
 def test_a_mapping_goes_with_its_array(path):
-    array = memory.read(path, place(64))
+    array = Lying(path, place(64)).read()
     assert mapped(path) == 1
     part = array[3:5]
     del array
@@ -53,20 +53,20 @@ def test_a_mapping_goes_with_its_array(path):
 
 
 def test_a_small_array_is_read(path):
-    memory.read(path, place(64, 100))
+    Lying(path, place(64, 100)).read()
     assert mapped(path) == 0
 
 
 def test_what_is_written_to_an_array_reaches_neither_the_file_nor_another_array(path):
-    array = memory.read(path, place(64))
+    array = Lying(path, place(64)).read()
     array[:] = -1
-    np.testing.assert_array_equal(memory.read(path, place(64)), np.arange(16, 16 + COUNT))
+    np.testing.assert_array_equal(Lying(path, place(64)).read(), np.arange(16, 16 + COUNT))
     assert path.read_bytes() == np.arange(COUNT + 32, dtype=np.float32).tobytes()
 
 
 def test_a_donated_array_leaves_the_file(path):
     content = path.read_bytes()
-    put = jax.device_put(memory.read(path, place(64)))
+    put = jax.device_put(Lying(path, place(64)).read())
     jax.jit(lambda numbers: numbers + 1, donate_argnums=0)(put).block_until_ready()
     assert path.read_bytes() == content
 
