@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 import bridge as br
 
 INPUTS, HIDDEN, OUTPUTS, BATCH, STEPS = 12, 16, 4, 20, 3
-WIDTH, DEPTH = 768, 8
+WIDTH, DEPTH = 1536, 4
 ADAM = optax.adamw(1e-2)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -16,9 +16,10 @@ import bridge.core.tensorfile as tensorfile
 from bridge.core.narrowing import Uneven, narrowed
 from bridge.core.tensorfile import Look
 from bridge.weights.casting import cast
+from bridge.weights.files.memory import rows_of
 from bridge.weights.report import Pair
 from bridge.weights.tensors import Source, Tensor
-from bridge.weights.turning import turn_of, turned
+from bridge.weights.turning import Rows, turn_of, turned
 
 Box = tuple[slice, ...]
 Read = Callable[[str], np.ndarray]
@@ -35,8 +36,8 @@ def array_of(
     if len(pairs) > 1 or not first.translation.fills or first.offset:
         array = _filled(pairs, lambda key: source.tensors[key].read(), _common(pairs, source), dtype)
     elif turn := turn_of(first.translation):
-        with _numbers(first.key, tensor, dtype, look) as numbers:
-            return turned(turn, dtype, numbers).reshape(first.translation.target_shape)
+        with _rows(first.key, tensor, dtype, look) as rows:
+            return turned(turn, dtype, rows).reshape(first.translation.target_shape)
     else:
         if tensor.lying and tensor.dtype == dtype and first.translation.exhausts:
             return _ordered(first, tensor.lying().read(look))
@@ -54,32 +55,36 @@ def _ordered(pair: Pair, array: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def _numbers(
-    key: str, tensor: Tensor, dtype: np.dtype, look: Look | None
-) -> Iterator[Callable[[int, np.ndarray], None]]:
-    """What fills a row with numbers of a tensor from a certain one on, in a dtype, and shows them."""
-    with tensor.lying().numbers() if tensor.lying else nullcontext(_taken(tensor)) as read:
+def _rows(
+    key: str,
+    tensor: Tensor,
+    dtype: np.dtype,
+    look: Look | None = None,
+    mapped: np.ndarray | None = None,
+) -> Iterator[Rows]:
+    """What fills the rows of a block with numbers of a tensor in a dtype, and shows them."""
+    with tensor.lying().rows(mapped) if tensor.lying else nullcontext(_taken(tensor)) as read:
 
-        def numbers(first: int, row: np.ndarray) -> None:
+        def rows(block: np.ndarray, first: int, pitch: int) -> None:
             if dtype == tensor.dtype:
-                read(first, row)
+                read(block, first, pitch)
             else:
-                came = np.empty(row.shape, tensor.dtype)
-                read(first, came)
-                row[:] = cast(key, came, dtype)
+                came = np.empty(block.shape, tensor.dtype)
+                read(came, first, pitch)
+                block[:] = cast(key, came, dtype)
             if look:
-                look(row)
+                look(block)
 
-        yield numbers
+        yield rows
 
 
-def _taken(tensor: Tensor) -> Callable[[int, np.ndarray], None]:
+def _taken(tensor: Tensor) -> Rows:
     flat = tensor.read().reshape(-1)
 
-    def numbers(first: int, row: np.ndarray) -> None:
-        row[:] = flat[first : first + row.size]
+    def rows(block: np.ndarray, first: int, pitch: int) -> None:
+        block[:] = rows_of(flat, first, pitch, block.shape)
 
-    return numbers
+    return rows
 
 
 def sharded(
@@ -94,18 +99,19 @@ def sharded(
     Each part is read straight to its place, so that the host never holds all of it.
     """
     shape = pairs[0].translation.target_shape
-    lying = {key: source.tensors[key] for key in dict.fromkeys(pair.key for pair in pairs)}
+    keys = dict.fromkeys(pair.key for pair in pairs)
     arrays = {
-        key: tensor.lying().mapped() if tensor.lying else tensor.read() for key, tensor in lying.items()
+        key: tensor.lying().mapped() if tensor.lying else tensor.read()
+        for key in keys
+        for tensor in [source.tensors[key]]
     }
-    came = _common(pairs, source)
     parts: dict[Any, np.ndarray] = {}  # a part that several devices hold is made once
 
     def part(index: Any) -> np.ndarray:
         box = tuple(slice(*one.indices(size)[:2]) for one, size in zip(index, shape, strict=True))
         place = tuple((one.start, one.stop) for one in box)
         if place not in parts:
-            parts[place] = _box(pairs, arrays.__getitem__, came, dtype, box)
+            parts[place] = _box(pairs, source, arrays, dtype, box)
             look(parts[place])
         return parts[place]
 
@@ -118,14 +124,25 @@ def _common(pairs: Sequence[Pair], source: Source) -> np.dtype:
     return jnp.result_type(*dtypes) if len(dtypes) > 1 else dtypes.pop()
 
 
-def _box(pairs: Sequence[Pair], read: Read, came: np.dtype, dtype: np.dtype, box: Box) -> np.ndarray:
-    """A part of the array that the pairs fill."""
+def _box(
+    pairs: Sequence[Pair],
+    source: Source,
+    arrays: Mapping[str, np.ndarray],
+    dtype: np.dtype,
+    box: Box,
+) -> np.ndarray:
+    """A part of the array that the pairs fill; `arrays` are those of the source."""
+    read, came = arrays.__getitem__, _common(pairs, source)
     try:
-        turned = [(pair, narrowed(pair.translation, box)) for pair in pairs]
+        cut = [(pair, narrowed(pair.translation, box)) for pair in pairs]
     except Uneven:
         return np.array(_filled(pairs, read, came, dtype)[box], order="C")
-    parts = [replace(p, translation=part) for p, part in turned if part is not None]
-    return _filled(parts, read, came, dtype)
+    parts = [replace(p, translation=part) for p, part in cut if part is not None]
+    turn, tensor = turn_of(parts[0].translation), source.tensors[parts[0].key]
+    if len(parts) > 1 or parts[0].offset or not turn or not tensor.lying:
+        return _filled(parts, read, came, dtype)
+    with _rows(parts[0].key, tensor, dtype, mapped=arrays[parts[0].key]) as rows:
+        return turned(turn, dtype, rows).reshape(parts[0].translation.target_shape)
 
 
 def _filled(pairs: Sequence[Pair], read: Read, came: np.dtype, dtype: np.dtype) -> np.ndarray:

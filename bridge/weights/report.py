@@ -145,18 +145,20 @@ class Match:
 
     def remarks(self) -> list[str]:
         """What stands below the pairs: a sentence for all that they do not tell."""
+        count = len(by_path(self.pairs))
         return [
             *(f"{paths.join(path)} is set to {value}" for path, value in self.constants.items()),
             *(f"{key}: not loaded, {reason}" for key, reason in self.unused.items()),
             *(f"{key}: the same array as {owner}" for key, owner in self.ties.items()),
-            f"{len(by_path(self.pairs))} arrays find their places.",
+            f"{count} arrays find their places." if count != 1 else "1 array finds its place.",
         ]
 
     def __str__(self) -> str:
         lines = [*table([HEADLINE, *(pair.row() for pair in self.pairs)]), *self.remarks()]
         complaints = self.complaints()
         if complaints:
-            lines += [f"{len(complaints)} problems:", *(f"  {line}" for line in complaints)]
+            count = f"{len(complaints)} problems:" if len(complaints) > 1 else "1 problem:"
+            lines += [count, *(f"  {line}" for line in complaints)]
         return "\n".join(lines)
 
 

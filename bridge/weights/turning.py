@@ -23,35 +23,46 @@ _PANEL = 2 * tensorfile.PIECE
 # JAX may have no 64-bit numbers, and changes the bits of no whole one.
 _CARRIERS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
-Numbers = Callable[[int, np.ndarray], None]
+Rows = Callable[[np.ndarray, int, int], None]
 
 
 class Turn(NamedTuple):
-    """The shape of an array whose first axis becomes the last, and which of its axes comes where."""
+    """The shape of an array whose first axis becomes the last, and which of its axes comes where.
+
+    It begins at a number of the source, in which its rows, each without gaps, lie `pitch` apart.
+    """
 
     shape: Shape
     axes: tuple[int, ...]
+    start: int
+    pitch: int
+
+    @property
+    def width(self) -> int:
+        """How many numbers a row has."""
+        return math.prod(self.shape[1:])
 
 
 def turn_of(translation: Translation) -> Turn | None:
     """The turn that a translation is, with as few axes as say it; None where it is anything else."""
-    (_, *starts), *loops = translation.steps
-    if not (translation.fills and translation.exhausts) or any(starts):
-        return None
-    if len(loops) < 2 or 0 in translation.source_shape or any(step < 0 for _, step, _ in loops):
+    (_, start, first), *loops = translation.steps
+    if not translation.fills or first or len(loops) < 2 or 0 in translation.source_shape:
         return None
     outer = sorted(range(len(loops)), key=lambda place: -loops[place][1])
     axes = tuple(outer.index(place) for place in range(len(loops)))
-    return Turn(tuple(loops[place][0] for place in outer), axes) if axes[-1] == 0 else None
+    shape, steps = zip(*(loops[place][:2] for place in outer), strict=True)
+    inner = tuple(math.prod(shape[place:]) for place in range(2, len(shape) + 1))
+    turn = Turn(shape, axes, start, steps[0])
+    return turn if axes[-1] == 0 and steps[1:] == inner and turn.pitch >= turn.width else None
 
 
-def turned(turn: Turn, dtype: np.dtype, numbers: Numbers) -> np.ndarray:
+def turned(turn: Turn, dtype: np.dtype, rows: Rows) -> np.ndarray:
     """The turned array in memory of its own, of the shape that the turn's axes have.
 
-    `numbers` fills a row with the numbers of the source from a certain one on, in their order.
+    `rows(block, first, pitch)` fills the rows of a block with numbers of the source in their order: the
+    first row with those from `first` on, each other one with those `pitch` after the row before.
     """
-    (count, *rest), itemsize = turn.shape, dtype.itemsize
-    width = math.prod(rest)
+    (count, *rest), width, itemsize = turn.shape, turn.width, dtype.itemsize
     made = tensorfile.aligned(count * width * itemsize).view(dtype)
     made = made.reshape([turn.shape[axis] for axis in turn.axes])
     columns = width if len(rest) > 1 else min(width, _PANEL // itemsize // _FEWEST)
@@ -62,22 +73,23 @@ def turned(turn: Turn, dtype: np.dtype, numbers: Numbers) -> np.ndarray:
         into = made[start : start + wide] if wide < width else made
         inner = rest if wide == width else (wide,)
         for first in range(0, count, height):
-            rows = panel[: min(height, count - first), :wide]
-            _read(rows, numbers, first * width + start, width)
-            moved = rows.reshape(len(rows), *inner).transpose(turn.axes)
-            into[..., first : first + len(rows)] = _in_rows(moved)
+            part = panel[: min(height, count - first), :wide]
+            _read(part, rows, turn.start + first * turn.pitch + start, turn.pitch)
+            moved = part.reshape(len(part), *inner).transpose(turn.axes)
+            into[..., first : first + len(part)] = _in_rows(moved)
     return made
 
 
-def _read(rows: np.ndarray, numbers: Numbers, first: int, width: int) -> None:
-    """Fills rows that lie `width` numbers apart in the source; they have a gap after each here."""
-    wide = rows.shape[1]
-    several = max(1, tensorfile.PIECE // rows.itemsize // wide) if wide == width else 1
-    read = tensorfile.aligned(min(several, len(rows)) * wide * rows.itemsize).view(rows.dtype)
-    for place in range(0, len(rows), several):
-        block = rows[place : place + several]
-        numbers(first + place * width, read[: block.size])
-        block[:] = read[: block.size].reshape(block.shape)
+def _read(part: np.ndarray, rows: Rows, first: int, pitch: int) -> None:
+    """Fills a part of a panel, whose rows have gaps after them, from blocks whose rows have none."""
+    wide = part.shape[1]
+    several = max(1, tensorfile.PIECE // part.itemsize // wide)
+    size = min(several, len(part)) * wide
+    block = tensorfile.aligned(size * part.itemsize).view(part.dtype).reshape(-1, wide)
+    for place in range(0, len(part), several):
+        into = part[place : place + several]
+        rows(block[: len(into)], first + place * pitch, pitch)
+        into[:] = block[: len(into)]
 
 
 def _in_rows(array: np.ndarray) -> np.ndarray:

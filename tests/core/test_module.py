@@ -667,3 +667,43 @@ def test_a_class_can_be_used_first_by_many_threads():
         for thread in threads:
             thread.join()
         assert errors == []
+
+
+def test_a_prefix_tree_has_one_entry_for_a_child():
+    class Line(br.Module):
+        slope: br.Parameter
+        offset: br.Parameter
+
+        def __call__(self, x):
+            return x * self.slope + self.offset
+
+    class Pair(br.Module):
+        first: br.Module
+        second: br.Module
+        scale: br.Parameter
+
+        def __call__(self, x):
+            return self.second(self.first(x)) * self.scale
+
+    pair = Pair(Line(jnp.arange(3.0), jnp.ones(3)), Line(2.0, 1.0), 5.0)
+
+    def prefix(of_first, of_others):
+        def entry(part):
+            return of_first if part is pair.first else of_others
+
+        return jax.tree.map(entry, pair, is_leaf=lambda part: isinstance(part, Line))
+
+    axes = prefix(0, None)
+    out = jax.vmap(lambda pair, x: pair(x), in_axes=(axes, None))(pair, 2.0)
+    np.testing.assert_array_equal(out, [15, 35, 55])
+    again = jax.vmap(lambda pair: pair.apply(2.0)[1], in_axes=(axes,), out_axes=axes)(pair)
+    np.testing.assert_array_equal(again.first.slope, [0, 1, 2])
+    assert again.second.slope.shape == ()
+    mesh = jax.make_mesh((1,), ("x",))
+    places = prefix(
+        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x")),
+        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()),
+    )
+    moved = jax.jit(lambda pair: pair, out_shardings=places)(pair)
+    assert moved.first.offset.sharding.spec == jax.sharding.PartitionSpec("x")
+    assert moved.second.offset.sharding.spec == jax.sharding.PartitionSpec()

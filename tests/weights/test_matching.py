@@ -343,6 +343,13 @@ def test_a_plan_prints_as_a_table():
     )
 
 
+def test_one_array_and_one_problem_are_in_the_singular():
+    dense = nn.Dense(5, use_bias=False)
+    module = br.from_linen(dense).init(jax.random.key(0), np.ones((2, 3), np.float32))
+    text = str(br.match(module, {"fc.weight": np.ones((5, 3)), "rest": np.ones(7)}))
+    assert text.splitlines()[-3:-1] == ["1 array finds its place.", "1 problem:"]
+
+
 def test_eps_is_compared_where_the_source_is_a_model():
     torch = pytest.importorskip("torch")
     nn = pytest.importorskip("flax.linen")

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 import bridge as br
 from bridge.core.errors import WeightsWarning
 from bridge.core.notation import read
+from bridge.weights.files import memory
 from bridge.weights.report import Match, Pair
 from tests.weights.files.torch_files import mapping, tensor, whole, zipped
 
@@ -43,16 +44,20 @@ PLANS = {
 }
 
 
+@pytest.mark.parametrize("form", ["arrays", "a file, mapped", "a file, read row by row"])
 @pytest.mark.parametrize("spec", [SPEC("x"), SPEC(None, "y"), SPEC("y", "x"), SPEC(), SPEC(("x", "y"))])
 @pytest.mark.parametrize("name", PLANS)
-def test_the_parts_are_those_of_the_whole(name, spec):
+def test_the_parts_are_those_of_the_whole(name, spec, form, tmp_path, monkeypatch):
     random = np.random.default_rng(0)
-    source = {
+    arrays = {
         one.key: random.normal(size=one.translation.source_shape).astype(np.float32)
         for one in PLANS[name].pairs
     }
+    source = arrays if form == "arrays" else tmp_path / "model.safetensors"
+    save_file(arrays, tmp_path / "model.safetensors")
+    monkeypatch.setattr(memory, "_LONG", 0 if form.endswith("row by row") else 1 << 30)
     module, sharding = Whole(jnp.zeros((8, 16))), jax.sharding.NamedSharding(MESH, spec)
-    undivided = br.load_state_dict(module, source, plan=PLANS[name])
+    undivided = br.load_state_dict(module, arrays, plan=PLANS[name])
     parts = br.load_state_dict(module, source, plan=PLANS[name], sharding=sharding)
     assert parts.w.sharding == sharding
     np.testing.assert_array_equal(parts.w, undivided.w)

@@ -17,23 +17,40 @@ from bridge.weights.sources import open_source
 DTYPES = (np.float32, ml_dtypes.bfloat16, np.float64, np.int8, np.bool_, np.complex64, np.int32)
 # From an array's axes to the target's; in the numbers of the axes in words, what a turn says of them.
 TURNED = {
-    "a matrix": (("out=67 in=131", "in=131 out=67"), turning.Turn((67, 131), (1, 0))),
+    "a matrix": (("out=67 in=131", "in=131 out=67"), turning.Turn((67, 131), (1, 0), 0, 131)),
     "a head-split kernel": (
         ("(heads=5 d=7) in=131", "in=131 heads=5 d=7"),
-        turning.Turn((35, 131), (1, 0)),
+        turning.Turn((35, 131), (1, 0), 0, 131),
     ),
     "a convolution": (
         ("out=13 in=11 h=3 w=5", "h=3 w=5 in=11 out=13"),
-        turning.Turn((13, 11, 15), (2, 1, 0)),
+        turning.Turn((13, 11, 15), (2, 1, 0), 0, 165),
     ),
-    "a wide matrix": (("out=3 in=4099", "in=4099 out=3"), turning.Turn((3, 4099), (1, 0))),
-    "a high matrix": (("out=4099 in=2", "in=2 out=4099"), turning.Turn((4099, 2), (1, 0))),
+    "a wide matrix": (("out=3 in=4099", "in=4099 out=3"), turning.Turn((3, 4099), (1, 0), 0, 4099)),
+    "a high matrix": (("out=4099 in=2", "in=2 out=4099"), turning.Turn((4099, 2), (1, 0), 0, 2)),
+    "some rows of a matrix": (
+        ("out[5:67]of131 in=13", "in=13 out=62"),
+        turning.Turn((62, 13), (1, 0), 65, 13),
+    ),
+    "some columns of a matrix": (
+        ("out=67 in[7:50]of131", "in=43 out=67"),
+        turning.Turn((67, 43), (1, 0), 7, 131),
+    ),
+    "one of two that are stacked": (
+        ("1of2 out=17 in=13", "in=13 out=17"),
+        turning.Turn((17, 13), (1, 0), 221, 13),
+    ),
+    "some inputs of a convolution": (
+        ("out=13 in[2:9]of11 h=3 w=5", "h=3 w=5 in=7 out=13"),
+        turning.Turn((13, 7, 15), (2, 1, 0), 30, 165),
+    ),
 }
 OTHERS = {
     "as it lies": ("out=5 in=3", "out=5 in=3"),
     "its last axis stays": ("a=2 b=3 c=5", "b=3 a=2 c=5"),
     "backwards": ("out=5 -in=3", "in=3 out=5"),
-    "a part of the source": ("0of2 out=5 in=3", "in=3 out=5"),
+    "its rows have gaps": ("out=13 in=11 h[1:3]of3 w=5", "h=2 w=5 in=11 out=13"),
+    "one number of each row": ("out=13 in=7 0of2", "in=7 out=13"),
     "it has no numbers": ("a=0 b=3 c=5", "b=3 c=5 a=0"),
     "a part of the target": ("out=5 in=3", "in[0:3]of4 out=5"),
 }
@@ -77,14 +94,15 @@ def test_every_number_comes_to_its_place_and_is_shown_once(name, dtype):
     source = numbers(translation.source_shape, dtype)
     flat, shown = source.reshape(-1), []
 
-    def fill(first, row):
-        row[:] = flat[first : first + row.size]
-        shown.append(row.copy())
+    def fill(block, first, pitch):
+        for number, row in enumerate(block):
+            row[:] = flat[first + number * pitch :][: row.size]
+            shown.append(row.copy())
 
     made = turning.turned(turn, source.dtype, fill)
     assert made.ctypes.data % tensorfile.ALIGNMENT == 0
     np.testing.assert_array_equal(made.reshape(translation.target_shape), translation(source))
-    np.testing.assert_array_equal(np.sort(np.concatenate(shown)), np.sort(flat))
+    np.testing.assert_array_equal(np.sort(np.concatenate(shown)), np.sort(made.reshape(-1)))
 
 
 class Kernel(br.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from bridge.core.errors import CheckpointError
 
 # A mapping costs two calls of the system and whole pages: for less it is quicker to read.
 SMALLEST = 1 << 16
+# Rows of fewer bytes are taken out of a mapping: a call of the system for each would take longer.
+_LONG = 1 << 11
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,30 @@ class Lying:
             return tensorfile.read(file, self.place) if self._small else self._mapped(file)
 
     @contextmanager
-    def numbers(self) -> Iterator[Callable[[int, np.ndarray], None]]:
-        """What fills a row of numbers with those of the array from a certain one on, in their order."""
-        start, itemsize = self.place.start, self.place.dtype.itemsize
+    def rows(
+        self, mapped: np.ndarray | None = None
+    ) -> Iterator[Callable[[np.ndarray, int, int], None]]:
+        """What fills the rows of a block with numbers of the array, in their order.
 
+        It takes the block, the number with which its first row begins, and how far apart rows begin.
+        Short rows are taken from `mapped`, which is what `mapped()` gave before.
+        """
+        start, itemsize = self.place.start, self.place.dtype.itemsize
         with self._file() as file:
-            yield lambda first, row: tensorfile.fill(file, start + first * itemsize, row.view(np.uint8))
+            lying = functools.cache(lambda: self._mapped(file) if mapped is None else mapped)
+
+            def fill(block: np.ndarray, first: int, pitch: int) -> None:
+                wide = block.shape[1]
+                if wide == pitch:
+                    tensorfile.fill(file, start + first * itemsize, block.reshape(-1).view(np.uint8))
+                elif wide * itemsize < _LONG:
+                    block[:] = rows_of(lying(), first, pitch, block.shape)
+                else:
+                    for number, row in enumerate(block):
+                        place = start + (first + number * pitch) * itemsize
+                        tensorfile.fill(file, place, row.view(np.uint8))
+
+            yield fill
 
     @property
     def _small(self) -> bool:
@@ -79,3 +100,9 @@ class Lying:
         )
         numbers = np.frombuffer(pages, np.uint8, place.size, skipped)
         return numbers.view(place.dtype).reshape(place.shape)
+
+
+def rows_of(array: np.ndarray, first: int, pitch: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Rows of an array without gaps as a view: from one of its numbers on, `pitch` numbers apart."""
+    size = array.itemsize
+    return np.ndarray(shape, array.dtype, array.reshape(-1), first * size, (pitch * size, size))
