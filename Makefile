@@ -41,7 +41,6 @@ environment = echo "Installing what make $(3) needs into $(1) ($$("$(2)" -V)); t
 	$(1)/bin/python -m pip install -qq --upgrade "pip>=25.1"
 install = $(1)/bin/python -m pip install -qq
 
-BENCHMARKS := benchmarks/dispatch.py benchmarks/tracing.py benchmarks/torch_speed.py benchmarks/import.py
 # XLA compiles much quicker so; the numbers are the same up to rounding.
 NUMBERS := XLA_FLAGS=--xla_backend_optimization_level=0
 
@@ -75,8 +74,8 @@ check: $(TEST) $(CHECK)  ## lint, format, types
 fuzz: $(TEST)  ## broken and malicious files, some minutes of them
 	@.venv/bin/python -m pytest -n $(WORKERS) tests/fuzz/readers.py
 
-bench: $(TEST)  ## every timing
-	@set -e; for benchmark in $(BENCHMARKS); do echo "$$benchmark"; .venv/bin/python "$$benchmark"; done
+bench: $(TEST)  ## every timing as a ratio, in one table; BENCH="--quick tracing" for less
+	@.venv/bin/python benchmarks/bench.py $(BENCH)
 
 # Each takes an hour or more, keeps what it has found in build/, and goes on from there.
 proof: $(TEST)  ## torch's databases, the zoo of torch models, matching without names; into docs/

@@ -1,10 +1,10 @@
 """A captured torch model against the same model written in Flax Linen: StableHLO ops, and time.
 
-    python benchmarks/torch_speed.py [--rounds 7] [--batch 16]
+    python benchmarks/torch_speed.py [--quick] [--batch 8]
 
 ResNet-50 (torch's axes, channels first, and Linen's, channels last) and a small GPT-2. For the forward
 in eval mode and for a step of SGD in train mode: the StableHLO ops of both compiled programs and their
-ratio, and the ratio of the quickest run of each, run in turns in one process. Dropout is off.
+ratio, and the ratio of their CPU time. Dropout is off.
 
 On a CPU, XLA turns torch's kernels (out in height width) round in every call, whatever the size of the
 batch: that is a tenth of the time of a ResNet-50 on 4 images, and little on 16.
@@ -12,13 +12,12 @@ batch: that is a tenth of the time of a ResNet-50 on 4 images, and little on 16.
 
 from __future__ import annotations
 
-import argparse
-import platform
 import re
-import time
+import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -28,6 +27,10 @@ import torch
 import transformers
 
 import bridge as br
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks import measuring
+from benchmarks.measuring import Figure
 
 KEY = jax.random.key(0)
 CLASSES = 1000
@@ -175,41 +178,32 @@ def ops(function: Callable[..., Any], args: tuple[Any, ...]) -> Counter[str]:
     return found
 
 
-def quickest(functions: list[tuple[Any, tuple[Any, ...]]], rounds: int) -> list[float]:
-    """The quickest run of each compiled function, in seconds, run in turns."""
-    best = [float("inf")] * len(functions)
-    for _ in range(rounds):
-        for index, (function, args) in enumerate(functions):
-            start = time.perf_counter()
-            jax.block_until_ready(function(*args))
-            best[index] = min(best[index], time.perf_counter() - start)
-    return best
+def figures(quick: bool = False, batch: int = 8) -> Iterator[Figure]:
+    """Ops and time of the forward and the train step of each model."""
+    rounds = 2 if quick else 5
+    for build in (resnet, gpt2):
+        module, x, twin, twin_x = build(batch=2 if quick else batch)
+        captured, native = of_captured(module, x), of_twin(twin, twin_x)
+        for what in ("forward", "step"):
+            pair = captured[what], native[what]
+            first, second = (ops(*one).total() for one in pair)
+            name = f"{what} of {build.__name__}"
+            yield Figure("torch", f"StableHLO ops, {name}", "Linen", first / second)
+            yield Figure("torch", name, "Linen", measuring.ratio(*map(running, pair), rounds))
+
+
+def running(side: tuple[Callable[..., Any], tuple[Any, ...]]) -> Callable[[], Any]:
+    """A function that runs what a function compiles to."""
+    function, args = side
+    compiled = jax.jit(function).lower(*args).compile()
+    return lambda: jax.block_until_ready(compiled(*args))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--differences", action="store_true", help="which ops the counts differ in")
-    options = parser.parse_args()
-    print(f"{platform.machine()}, jax {jax.__version__}, torch {torch.__version__}")
-    print("model     what     ops captured / Linen  ratio   time ratio")
-    for build in (resnet, gpt2):
-        module, x, twin, twin_x = build(batch=options.batch)
-        captured, native = of_captured(module, x), of_twin(twin, twin_x)
-        for what in ("forward", "step"):
-            pair = [captured[what], native[what]]
-            first, second = (ops(*one) for one in pair)
-            ratio = first.total() / second.total()
-            text = f"{build.__name__:9} {what:8} {first.total():8} / {second.total():<8}    {ratio:.3f}"
-            if options.rounds:
-                compiled = [(jax.jit(function).lower(*args).compile(), args) for function, args in pair]
-                mine, theirs = quickest(compiled, options.rounds + 1)
-                text += f"   {mine / theirs:.3f}  ({1000 * mine:.1f} ms)"
-            print(text, flush=True)
-            if options.differences:
-                names = sorted(first.keys() | second.keys())
-                print("   ", {n: (first[n], second[n]) for n in names if first[n] != second[n]})
+    parser = measuring.parser(__doc__)
+    parser.add_argument("--batch", type=int, default=8)
+    given = parser.parse_args()
+    measuring.report(figures(given.quick, given.batch), given.json)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from bridge.core.errors import (
 )
 from bridge.core.frames import Frame, Run, selects
 from bridge.core.kinds import CHILD
-from bridge.core.leaves import Lazy, ParamInit, Tied, is_array, leaves_of, map_leaves
+from bridge.core.leaves import Lazy, Leaves, ParamInit, Tied, is_array, leaves_of, map_leaves
 from bridge.core.node import (
     Alias,
     build,
@@ -83,7 +83,8 @@ def _readable(run: Run, node: Any, value: Any, path: Path) -> Any:
         if run.init_key is None and not node.unseen:
             raise _unmade(node, path)
         return value
-    if not any(isinstance(leaf, (ParamInit, Tied, str, bool)) for _, leaf in leaves_of(value)):
+    leaves = value.values if isinstance(value, Leaves) else [leaf for _, leaf in leaves_of(value)]
+    if not any(issubclass(kind, (ParamInit, Tied, str, bool)) for kind in set(map(type, leaves))):
         return value
 
     def read(below: Path, leaf: Any) -> Any:
@@ -141,6 +142,8 @@ def _filled(node: Any, filled: Mapping[str, Any]) -> Any:
 
 def settled(before: Any, after: Any, path: Path) -> Any:
     """A written state, which must have the structure, shapes and dtypes that it had before."""
+    if _alike(before, after):
+        return after
     old, new = dict(leaves_of(before)), dict(leaves_of(after))
     problems = [
         f"{paths.join((*path, *below))}: was {_shown(old.get(below))}, was assigned"
@@ -158,6 +161,13 @@ def settled(before: Any, after: Any, path: Path) -> Any:
             + "\nGive it its final form in __init__ (or by init), or cast what is assigned"
         )
     return after
+
+
+def _alike(before: Any, after: Any) -> bool:
+    """Whether two states surely have the same structure, shapes and dtypes; most calls end here."""
+    olds, structure = jax.tree.flatten(before)
+    news, other = jax.tree.flatten(after)
+    return structure == other and list(map(_form, olds)) == list(map(_form, news))
 
 
 def _form(value: Any) -> Any:

@@ -54,8 +54,17 @@ class At(Generic[M]):
     def apply(self, change: Callable[[Any], Any]) -> M:
         """The module with `change(old)` there; `Module.map` changes every part of a tree."""
         module: Any = self.module
-        for path in _targets(module, self._paths()):
-            module = _put(module, path, change)
+        arrays = {entry.path for entry in entries(module) if is_array(entry.value)}
+        targets = _targets(module, self._paths())
+        inside = arrays.intersection(targets)  # these in one go: a model may have thousands
+        if inside:
+            module = map_entries(
+                module,
+                lambda path, leaf: _fitting(leaf, change(leaf), path) if path in inside else leaf,
+            )
+        for path in targets:
+            if path not in inside:
+                module = _put(module, path, change)
         _check_references(module)
         return module
 
@@ -223,8 +232,8 @@ def selected(module: Any, patterns: Iterable[str], among: Iterable[Entry], what:
     chosen: dict[Path, Entry] = {}
     for pattern in patterns:
         prefixes = _owners(module, select(module, pattern))
-        prefixes += [tied[at] for at in tied if any(paths.below(at, p) for p in prefixes)]
-        found = [entry for entry in among if any(paths.below(entry.path, p) for p in prefixes)]
+        prefixes |= {tied[at] for at in tied if paths.under(at, prefixes)}
+        found = [entry for entry in among if paths.under(entry.path, prefixes)]
         if not found:
             names = [paths.join(entry.path) for entry in among]
             raise PathError(f"{pattern!r} selects no {what}; {paths.nearest(pattern, names)}")
@@ -232,17 +241,17 @@ def selected(module: Any, patterns: Iterable[str], among: Iterable[Entry], what:
     return list(chosen.values())
 
 
-def _owners(module: Any, selected: Iterable[Path]) -> list[Path]:
+def _owners(module: Any, selected: Iterable[Path]) -> set[Path]:
     """The selected paths, and where the shared modules at and below them are kept."""
-    reached: dict[Path, None] = {}
+    aliases = [(at, n) for at, n in walk(module) if isinstance(n, Alias)]
+    reached: set[Path] = set()
     waiting = [direct(module, path) for path in selected]
     while waiting:
         path = waiting.pop()
         if path not in reached:
-            reached[path] = None
-            aliases = [(at, n) for at, n in walk(module) if isinstance(n, Alias)]
+            reached.add(path)
             waiting += [owner_path(at, n, module) for at, n in aliases if paths.below(at, path)]
-    return list(reached)
+    return reached
 
 
 def freeze(module: Any, patterns: Iterable[str]) -> Any:
@@ -255,16 +264,17 @@ def unfreeze(module: Any, patterns: Iterable[str]) -> Any:
     return _masked(module, tuple(patterns), lambda frozen, chosen: frozen - chosen)
 
 
-def _masked(module: Any, patterns: tuple[str, ...], combine: Callable[..., frozenset[Path]]) -> Any:
+def _masked(module: Any, patterns: tuple[str, ...], combine: Callable[..., set[Path]]) -> Any:
     parameters = [entry for entry in entries(module) if entry.kind.name == "parameter"]
     picks = selected(module, patterns, parameters, "parameter") if patterns else parameters
     chosen = {entry.path for entry in picks}
-    own: dict[int, tuple[frozenset[Path], frozenset[Path]]] = {}
+    own: dict[int, tuple[set[Path], set[Path]]] = {}
     for entry in parameters:
-        frozen, picked = own.get(id(entry.node), (frozenset(), frozenset()))
-        frozen = frozen | {entry.within} if entry.frozen else frozen
-        picked = picked | {entry.within} if entry.path in chosen else picked
-        own[id(entry.node)] = frozen, picked
+        frozen, picked = own.setdefault(id(entry.node), (set(), set()))
+        if entry.frozen:
+            frozen.add(entry.within)
+        if entry.path in chosen:
+            picked.add(entry.within)
 
     def visit(_: Path, node: Any) -> Any:
         changes = map_children(node, visit)

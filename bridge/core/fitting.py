@@ -40,8 +40,8 @@ def misfits(
     lazy = uninitialised(like)
     problems = [(place, f"like {UNINITIALISED}") for place in lazy]
     problems += _sharing(manifest, wanted)
-    problems += _arrays(stored, manifest, leaves, [place for place, _ in problems])
-    problems += _modules(manifest, wanted, [place for place, _ in problems])
+    problems += _arrays(stored, manifest, leaves, {place for place, _ in problems})
+    problems += _modules(manifest, wanted, {place for place, _ in problems})
     statics = [
         (place, problem)
         for place, problem in _statics(manifest, wanted, {paths.join(place[:-1]) for place in lazy})
@@ -101,7 +101,7 @@ def _owned(side: str, owner: str | None) -> str:
 
 
 def _arrays(
-    tensors: Mapping[str, Any], manifest: Manifest, leaves: Mapping[Path, Any], told_of: list[Path]
+    tensors: Mapping[str, Any], manifest: Manifest, leaves: Mapping[Path, Any], told_of: set[Path]
 ) -> Problems:
     """The arrays that only one side has, or that are another array, outside of the places told of."""
     stored = {paths.split(name): name for name in tensors}
@@ -109,7 +109,7 @@ def _arrays(
     for place in {**stored, **leaves}:
         saved = _saved(tensors, manifest, stored[place]) if place in stored else None
         problem = _misfit(saved, leaves.get(place))
-        if problem and not any(paths.below(place, other) for other in told_of):
+        if problem and not paths.under(place, told_of):
             attached = "; module.new_state(key) attaches keys" if "_rng" in place else ""
             problems.append((place, problem + attached))
     return problems
@@ -151,12 +151,13 @@ def _spelled(leaf: Any) -> str:
     return "nothing there" if leaf is None else f"a {type(leaf).__name__}, which is no array"
 
 
-def _modules(manifest: Manifest, wanted: Manifest, told_of: list[Path]) -> Problems:
+def _modules(manifest: Manifest, wanted: Manifest, told_of: set[Path]) -> Problems:
     """The modules that only one side has, where no array told of it."""
+    holders = {place[:length] for place in told_of for length in range(len(place))}
     places = sorted(paths.split(name) for name in manifest.modules.keys() ^ wanted.modules.keys())
     problems: Problems = []
     for place in paths.outermost(places):
-        if any(paths.below(other, place) or paths.below(place, other) for other in told_of):
+        if place in holders or paths.under(place, told_of):
             continue
         name = paths.join(place)
         saved = manifest.modules.get(name, {}).get(CLASS, _NOTHING)

@@ -121,10 +121,19 @@ class PathKey:
 class Layout:
     """How a flat bundle of arrays lies in the tree of its library; interned, compared by identity."""
 
-    __slots__ = ("__weakref__", "paths", "treedef")
+    __slots__ = ("__weakref__", "_places", "paths", "treedef")
 
     paths: tuple[Path, ...]
     treedef: Any
+    _places: Mapping[Path, int | None] | None
+
+    @property
+    def places(self) -> Mapping[Path, int | None]:
+        """Where each array stands among all, by its path; None for what only holds arrays."""
+        if self._places is None:
+            holders = {path[:length]: None for path in self.paths for length in range(len(path))}
+            self._places = {**holders, **{path: n for n, path in enumerate(self.paths)}}
+        return self._places
 
     def __deepcopy__(self, _memo: Any) -> Layout:
         return self
@@ -145,7 +154,7 @@ def _layout_of(tree: Any, paths: tuple[Path, ...] | None = None) -> Layout:
         layout = _layouts.get((treedef, paths))
         if layout is None:
             layout = Layout()
-            layout.paths, layout.treedef = paths, treedef
+            layout.paths, layout.treedef, layout._places = paths, treedef, None
             _layouts[treedef, paths] = layout
     return layout
 
@@ -186,6 +195,11 @@ class Leaves:
     def items(self) -> Iterator[tuple[Path, Any]]:
         """Each array with its path."""
         return zip(self.layout.paths, self.values, strict=True)
+
+    def at(self, path: Path) -> Any:
+        """The array at a path; None where none is."""
+        position = self.layout.places.get(path)
+        return None if position is None else self.values[position]
 
     def __getitem__(self, key: Any) -> Any:
         return self.tree()[key]

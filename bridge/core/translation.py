@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -196,17 +196,47 @@ def _translation(
     return made
 
 
-def coverage(translations: Sequence[Translation]) -> np.ndarray:
-    """How many of these translations, all to one array, fill each of its numbers.
+class Coverage(NamedTuple):
+    """How many numbers of an array are filled never, how many more than once, how many there are."""
+
+    empty: int
+    twice: int
+    size: int
+
+
+def coverage(translations: Sequence[Translation]) -> Coverage:
+    """What translations, all to one array, fill of it; in no more memory than its axes are long.
 
     >>> halves = [translation("in", f"{pick}of2 in", (2, 3)) for pick in (0, 1)]
-    >>> coverage(halves).tolist(), coverage(halves[:1]).tolist()
-    ([[1, 1, 1], [1, 1, 1]], [[1, 1, 1], [0, 0, 0]])
+    >>> coverage(halves), coverage(halves[:1]).empty
+    (Coverage(empty=0, twice=0, size=6), 3)
     """
-    counted = np.zeros(translations[0].target_shape, np.uint8)
-    for one in translations:
-        counted.reshape(_wholes(one.target))[_index(one.target)] += 1
-    return counted
+    # What a translation fills is a product over axes, so places that all take alike count as one.
+    taken = zip(*([_places(axis) for axis in one.target] for one in translations), strict=True)
+    alike = [_alike(np.stack(masks)) for masks in taken]
+    sizes, counted = _outer([lengths for _, lengths in alike]), np.zeros((), np.int64)
+    for number in range(len(translations)):
+        counted = counted + _outer([kinds[number] for kinds, _ in alike])
+    return Coverage(int(sizes[counted == 0].sum()), int(sizes[counted > 1].sum()), int(sizes.sum()))
+
+
+def _places(axis: tuple[Atom, ...]) -> np.ndarray:
+    """Which places of an axis are taken."""
+    mask = np.zeros([atom.whole for atom in axis], bool)
+    mask[tuple(atom.index for atom in axis)] = True
+    return mask.ravel()
+
+
+def _alike(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The columns of masks that differ, and how many there are of each."""
+    if masks.size and masks.all():  # nearly every axis: it is taken whole
+        return masks[:, :1], np.array([masks.shape[1]])
+    return np.unique(masks, axis=1, return_counts=True)
+
+
+def _outer(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """The products of the numbers of several rows, an axis for each."""
+    return functools.reduce(np.multiply.outer, rows, np.ones((), np.int64))
 
 
 def labelled(axes: str, shape: Sequence[int]) -> str:

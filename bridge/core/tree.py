@@ -11,7 +11,7 @@ import jax
 
 import bridge.core.paths as paths
 from bridge.core.errors import SharingError
-from bridge.core.kinds import BY_FIRST_KEY, CHILD, STATIC, Kind
+from bridge.core.kinds import BY_FIRST_KEY, CHILD, STATIC, Field, Kind
 from bridge.core.leaves import PLACEHOLDERS, Leaves, is_array, leaves_of, map_leaves, segments
 from bridge.core.node import (
     Alias,
@@ -38,26 +38,25 @@ def find(node: Any, path: Path) -> Any:
     value = node
     for position, segment in enumerate(path):
         if isinstance(value, Node):
-            value = _field_value(value, segment)
-        elif isinstance(value, Leaves):
-            rest = path[position:]
-            found = [leaf for where, leaf in value.items() if where == rest]
-            if found:
-                return found[0]
-            value = _inside(value.tree(), segment, path)
-        else:
-            value = _inside(value, segment, path)
+            field = _field_of(value, segment)
+            value = getattr(value, field.name)
+            if not field.inline:
+                continue
+        if isinstance(value, Leaves):
+            found = value.at(path[position:])
+            if found is not None:
+                return found
+            value = value.tree()
+        value = _inside(value, segment, path)
     return value
 
 
-def _field_value(node: Node, segment: str) -> Any:
-    """What one step down from a node leads to."""
+def _field_of(node: Node, segment: str) -> Field:
+    """The field into which one step down from a node leads."""
     try:
-        field, rest = field_at(node, (segment,))
+        return field_at(node, (segment,))[0]
     except LookupError:
         raise LookupError(segment) from None
-    value = getattr(node, field.name)
-    return value[segment] if rest else value
 
 
 def _inside(value: Any, segment: str, path: Path) -> Any:
@@ -93,13 +92,25 @@ def owner_path(position: Path, reference: Any, root: Any) -> Path:
 
 def direct(root: Any, path: Path) -> Path:
     """The path with every alias on the way replaced by the place it stands for."""
-    for length in range(1, len(path) + 1):
+    value = root
+    for position, segment in enumerate(path):
         try:
-            value = find(root, path[:length])
+            if isinstance(value, Node):
+                field = _field_of(value, segment)
+                value = getattr(value, field.name)
+                rest = path[position + (not field.inline) :]
+                if isinstance(value, Leaves) and rest in value.layout.places:
+                    return path
+                if field.kind != CHILD:  # no module stands below it
+                    break
+                value = value[segment] if field.inline else value
+            else:
+                value = _inside(value, segment, path)
         except LookupError:
             break
         if isinstance(value, Alias):
-            return direct(root, (*owner_path(path[:length], value, root), *path[length:]))
+            here = position + 1
+            return direct(root, (*owner_path(path[:here], value, root), *path[here:]))
     find(root, path)
     return path
 
@@ -117,7 +128,7 @@ class Entry(typing.NamedTuple):
     def frozen(self) -> bool:
         """Whether the array or something that holds it is frozen."""
         frozen = spec_of(self.node).frozen
-        return bool(frozen) and any(paths.below(self.within, prefix) for prefix in frozen)
+        return bool(frozen) and paths.under(self.within, frozen)
 
     @property
     def trained(self) -> bool:

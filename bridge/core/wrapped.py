@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import inspect
+import types
+import weakref
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import jax
@@ -10,6 +14,7 @@ import jax
 import bridge.core.paths as paths
 from bridge.core.delegating import Delegating
 from bridge.core.errors import MissingRngError, TraceError, UninitialisedError
+from bridge.core.flags import TRAIN_FLAGS
 from bridge.core.frames import Frame, current_trace
 from bridge.core.kinds import BY_FIRST_KEY, Kind, Parameter
 from bridge.core.layers import Layer
@@ -19,6 +24,9 @@ from bridge.core.opaque import Opaque
 
 States = Annotated[jax.Array, Kind("state", BY_FIRST_KEY)]
 """Annotation of a state field whose collections are the first keys of its tree."""
+
+
+_parameters: weakref.WeakKeyDictionary[Any, frozenset[str]] = weakref.WeakKeyDictionary()
 
 
 class Wrapped(Delegating):
@@ -140,6 +148,24 @@ def united(first: Any, second: Any) -> Any:
         return first
     both = {key: united(first[key], second[key]) for key in first if key in second}
     return {**second, **first, **both}
+
+
+def parameter_names(function: Callable[..., Any]) -> frozenset[str]:
+    """The names of the parameters of a function, remembered: every call of a model asks for them."""
+    if not isinstance(function, types.FunctionType):  # a model's own callable may hash by its arrays
+        return frozenset(inspect.signature(function).parameters)
+    names = _parameters.get(function)
+    if names is None:
+        names = _parameters[function] = frozenset(inspect.signature(function).parameters)
+    return names
+
+
+def takes_flag(function: Callable[..., Any]) -> bool:
+    """Whether a function has a parameter of the name of a train flag; if not, a mode says nothing."""
+    if isinstance(function, functools.partial):  # which has no other parameters than its function
+        function = function.func
+    function = getattr(function, "__func__", function)
+    return not parameter_names(function).isdisjoint(TRAIN_FLAGS)
 
 
 def key_or_none(frame: Frame, stream: str = "default") -> tuple[Any, Exception | None]:

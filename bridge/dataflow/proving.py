@@ -62,7 +62,7 @@ class Proof:
         """The parts into which both programs take the value of a pair; none where they differ."""
         blocks = (pair.mine, pair.theirs)
         found = [
-            [_part(block, cut) for cut in _cuts(block, graph.blocks)]
+            [_part(block, cut) for cut in _cuts(block, _taken(graph.blocks))]
             for block, graph in zip(blocks, self.graphs, strict=True)
         ]
         alike = [sorted(map(_colour, parts), key=repr) for parts in found]
@@ -188,9 +188,10 @@ def _blocks(flow: Flow, other: Flow) -> list[Block]:
     """The blocks of a program, the inputs and the output, cut where the other program has the parts."""
     whole = {_anchor(block) for block in other.blocks}
     merged = _merged([*flow.inputs, *flow.blocks, flow.output])
+    taken = _taken(merged)
     parts: dict[Block, list[tuple[Cut, Block]]] = {}
     for block in merged:
-        cuts = _cuts(block, merged) if _anchor(block) not in whole else []
+        cuts = _cuts(block, taken) if _anchor(block) not in whole else []
         parts[block] = [(cut, _part(block, cut)) for cut in cuts]
     if not any(parts.values()):
         return merged
@@ -204,7 +205,15 @@ def _anchor(block: Block) -> Hashable:
     return next((signature(use) for use in block.uses if use.role in ANCHORS), block)
 
 
-def _cuts(block: Block, blocks: Iterable[Block]) -> list[Cut]:
+def _taken(blocks: Iterable[Block]) -> dict[Block, set[Cut]]:
+    """What blocks take of the outputs of others, by whose they are."""
+    found: dict[Block, set[Cut]] = {}
+    for feed in (feed for block in blocks for feed in block.feeders if feed.cuts):
+        found.setdefault(feed.origin, set()).update(feed.cuts)
+    return found
+
+
+def _cuts(block: Block, taken: Mapping[Block, set[Cut]]) -> list[Cut]:
     """Where the output of a block is taken apart on its way to others."""
     axes = {
         factor.axis.one
@@ -214,14 +223,7 @@ def _cuts(block: Block, blocks: Iterable[Block]) -> list[Cut]:
         for factor in dimension
         if factor.label == FREE and factor.axis is not None
     }
-    found = {
-        (axis.one, start, stop)
-        for other in blocks
-        for feed in other.feeders
-        if feed.origin is block
-        for axis, start, stop in feed.cuts
-        if axis.one in axes
-    }
+    found = {(axis.one, start, stop) for axis, start, stop in taken.get(block, ()) if axis.one in axes}
     outer = {axis for axis, _, _ in found}
     return sorted(found, key=lambda cut: cut[1:]) if len(outer) == 1 else []
 

@@ -103,8 +103,13 @@ def joint(name: str, values: Sequence[Value]) -> frozenset[Feed]:
     feeders: set[Feed] = set()
     for number, value in enumerate(values):
         label = f"{name}.{number}" if name in ("sub", "div") else name
-        ops = frozenset() if name in _QUIET else {label}
-        feeders |= {replace(feed, ops=feed.ops | ops) for feed in value.feeders}
+        if name in _QUIET:
+            feeders |= value.feeders
+        else:
+            feeders |= {
+                feed if label in feed.ops else replace(feed, ops=feed.ops | {label})
+                for feed in value.feeders
+            }
     return frozenset(feeders)
 
 

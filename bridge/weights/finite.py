@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,16 +25,16 @@ class Finding:
     def look(self, array: np.ndarray) -> None:
         """Adds what is in a part of the array."""
         self.size += array.size
-        if not jnp.issubdtype(array.dtype, jnp.inexact):
+        if not _may_be_infinite(array.dtype):
             return
         row = array.ravel(order="K")  # a view, for any array that lies in one piece
         length = max(1, tensorfile.PIECE // row.itemsize)
-        blocks = (row[first : first + length] for first in range(0, row.size, length))
-        with np.errstate(over="ignore", invalid="ignore"):
-            bad = [block for block in blocks if not _finite(block)]
-        nans = sum(int(np.isnan(block).sum()) for block in bad)
-        self.nans += nans
-        self.infinite += sum(int(block.size - np.isfinite(block).sum()) for block in bad) - nans
+        for first in range(0, row.size, length):
+            block = row[first : first + length]
+            if not _finite(block):
+                nans = int(np.isnan(block).sum())
+                self.nans += nans
+                self.infinite += int(block.size - np.isfinite(block).sum()) - nans
 
     def __str__(self) -> str:
         if not self.nans and not self.infinite:
@@ -74,12 +75,20 @@ def finding(array: np.ndarray | Finding) -> Finding:
     return found
 
 
+@functools.cache
+def _may_be_infinite(dtype: np.dtype) -> bool:
+    return jnp.issubdtype(dtype, jnp.inexact)
+
+
 def _finite(block: np.ndarray) -> bool:
     if block.dtype.itemsize == 2:
         return _finite_bits(block)
     # The sum of squares is quicker than a test of each; it may be infinite for large numbers as well.
-    quick = block.dtype.kind == "f" and bool(np.dot(block, block) < np.inf)
-    return quick or bool(np.isfinite(block).all())
+    if block.dtype.kind == "f":
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.dot(block, block) < np.inf:
+                return True
+    return bool(np.isfinite(block).all())
 
 
 def _finite_bits(block: np.ndarray) -> bool:
@@ -87,6 +96,13 @@ def _finite_bits(block: np.ndarray) -> bool:
 
     As integers, those that are not are the largest: with a sign among the positive, without among all.
     """
-    positive, negative = np.array([np.inf, -np.inf], block.dtype).view(np.uint16)
+    positive, negative = _infinities(block.dtype)
     largest = np.maximum.reduce  # what max calls, without its own work
     return bool(largest(block.view(np.int16)) < positive and largest(block.view(np.uint16)) < negative)
+
+
+@functools.cache
+def _infinities(dtype: np.dtype) -> tuple[int, int]:
+    """The bits of the two, as a number each."""
+    positive, negative = np.array([np.inf, -np.inf], dtype).view(np.uint16)
+    return int(positive), int(negative)

@@ -44,7 +44,7 @@ def followed(plan: Match, targets: Targets, source: Source) -> Match:
     left_over |= {key: told for key, told in _partly_taken(plan, tensors) if key not in left_over}
     problems = (
         *plan.problems,
-        *(told for pair in plan.pairs for told in _source_faults(pair, tensors)),
+        *_source_faults(plan, tensors),
         *target_faults(plan, targets),
         *(told for key, owner in ties.items() for told in _tie_faults(key, owner, tensors)),
     )
@@ -53,11 +53,11 @@ def followed(plan: Match, targets: Targets, source: Source) -> Match:
 
 def target_faults(plan: Match, targets: Targets) -> Iterator[str]:
     """What of a plan does not fit a Module: a sentence each."""
-    places = [paths.join(path) for path in targets.leaves]
+    hint = paths.hints([paths.join(path) for path in targets.leaves])
     for path, pairs in by_path(plan.pairs).items():
         place, leaf = paths.join(path), targets.leaves.get(path)
         if leaf is None:
-            yield f"{place}: the plan fills it, and the Module has none; {paths.nearest(place, places)}"
+            yield f"{place}: the plan fills it, and the Module has none{hint(place)}"
             continue
         wrong = [one for one in pairs if one.translation.target_shape != leaf.shape]
         for one in wrong:
@@ -68,7 +68,7 @@ def target_faults(plan: Match, targets: Targets) -> Iterator[str]:
     for path, value in plan.constants.items():
         leaf, place = targets.leaves.get(path), paths.join(path)
         if leaf is None:
-            yield f"{place}: the plan sets it, and the Module has none; {paths.nearest(place, places)}"
+            yield f"{place}: the plan sets it, and the Module has none{hint(place)}"
         elif not np.issubdtype(leaf.dtype, np.bool_ if isinstance(value, bool) else np.integer):
             yield f"{place}: the plan sets it to {value}; the Module holds {leaf.dtype}"
     filled = {pair.path for pair in plan.pairs} | plan.constants.keys()
@@ -91,11 +91,10 @@ def _fillings(place: str, pairs: Sequence[Pair]) -> Iterator[str]:
         if len({(one.key, one.translation) for one in same}) < len(same):
             yield f"{place}: the plan adds {same[0].key} to itself"
     counted = coverage([same[0].translation for same in regions.values()])
-    empty, twice = int((counted == 0).sum()), int((counted > 1).sum())
-    if empty:
-        yield f"{place}: the plan leaves {empty} of its {counted.size} numbers without weights"
-    if twice:
-        yield f"{place}: the plan fills {twice} of its {counted.size} numbers twice"
+    if counted.empty:
+        yield f"{place}: the plan leaves {counted.empty} of its {counted.size} numbers without weights"
+    if counted.twice:
+        yield f"{place}: the plan fills {counted.twice} of its {counted.size} numbers twice"
 
 
 def _partly_taken(plan: Match, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
@@ -108,21 +107,22 @@ def _partly_taken(plan: Match, tensors: Mapping[str, Tensor]) -> Iterator[tuple[
         known = key in tensors and shapes == {tensors[key].shape}  # anything else is a problem anyway
         if known and not any(one.fills for one in taken):
             counted = coverage(taken)
-            if lost := int((counted == 0).sum()):
+            if counted.empty:
                 yield (
                     key,
-                    f"{key}: left over: the plan takes {lost} of its {counted.size} numbers nowhere;"
-                    f" type strict=False to leave them out",
+                    f"{key}: left over: the plan takes {counted.empty} of its {counted.size} numbers"
+                    f" nowhere; type strict=False to leave them out",
                 )
 
 
-def _source_faults(pair: Pair, tensors: Mapping[str, Tensor]) -> Iterator[str]:
-    place, wanted = paths.join(pair.path), pair.translation.source_shape
-    if pair.key not in tensors:
-        nearest = paths.nearest(pair.key, [*tensors])
-        yield f"{pair.key}: missing; the plan takes it to {place}; {nearest}"
-    elif tensors[pair.key].shape != wanted:
-        yield f"{pair.key}: has shape {tensors[pair.key].shape}; the plan takes {wanted} to {place}"
+def _source_faults(plan: Match, tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    hint = paths.hints([*tensors])
+    for pair in plan.pairs:
+        place, wanted = paths.join(pair.path), pair.translation.source_shape
+        if pair.key not in tensors:
+            yield f"{pair.key}: missing; the plan takes it to {place}{hint(pair.key)}"
+        elif tensors[pair.key].shape != wanted:
+            yield f"{pair.key}: has shape {tensors[pair.key].shape}; the plan takes {wanted} to {place}"
 
 
 def _tie_faults(key: str, owner: str, tensors: Mapping[str, Tensor]) -> Iterator[str]:

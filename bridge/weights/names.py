@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,6 +89,11 @@ def telling(one: frozenset[str], other: frozenset[str], everywhere: frozenset[st
     return len(common) + 0.5 * (one == other)
 
 
+def exclusive(names: frozenset[str]) -> frozenset[str]:
+    """The words that may keep a name apart from others, whatever else speaks for them."""
+    return names & frozenset().union(*EXCLUSIVE)
+
+
 def contradict(one: frozenset[str], other: frozenset[str]) -> bool:
     """Whether two sets of words name different things of one exclusive line."""
     pairs = ((one & exclusive, other & exclusive) for exclusive in EXCLUSIVE)
@@ -101,12 +107,13 @@ class Family(Generic[H]):
     words: frozenset[str]
     members: Mapping[tuple[int, ...], H]
 
-    @property
+    @functools.cached_property
     def ranks(self) -> Mapping[tuple[int, ...], H]:
         """The members by the rank of each number among its like, so that 0 2 4 and 1 2 3 agree."""
         columns = [sorted(set(column)) for column in zip(*self.members, strict=True)]
+        ranks = [{number: rank for rank, number in enumerate(column)} for column in columns]
         return {
-            tuple(columns[i].index(number) for i, number in enumerate(numbers)): member
+            tuple(rank[number] for rank, number in zip(ranks, numbers, strict=True)): member
             for numbers, member in self.members.items()
         }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bridge.core.errors import WeightsError
@@ -10,7 +10,7 @@ from bridge.core.layers import Layer, Slot
 from bridge.core.paths import Path
 from bridge.core.translation import translation
 from bridge.weights.catalogue import INCOMPLETE, group_of, torch_row, torch_slots
-from bridge.weights.names import Family, alike, contradict, families, telling, words
+from bridge.weights.names import Family, alike, contradict, exclusive, families, telling, words
 from bridge.weights.report import Pair
 from bridge.weights.targets import Leaf
 
@@ -76,11 +76,28 @@ def key_of(slot: Slot) -> str:
     return ".".join(slot.path)
 
 
-def may_be(target: Sized, source: Sized) -> bool:
-    """Whether nothing but the names could keep two layers apart, and the names do not."""
-    alike_otherwise = (target.group, target.size) == (source.group, source.size)
-    apart = contradict(frozenset(target.words), frozenset(source.words))
-    return alike_otherwise and not apart and _kinds_agree(target.layer, source.layer)
+class Rivals:
+    """Layers of the source, by what a layer of the Module may be for all that is known."""
+
+    def __init__(self, sources: Sequence[Sized]) -> None:
+        self._alike = _grouped(sources)
+        self._found: dict[Hashable, Sequence[Sized]] = {}
+
+    def of(self, target: Sized) -> Sequence[Sized]:
+        """The layers that nothing but the names could keep apart from one, and the names do not.
+
+        It is the same object for targets that differ in nothing that matters here.
+        """
+        named, kind = frozenset(target.words), target.layer.kind
+        key = (kind, target.size, exclusive(named))
+        if key not in self._found:
+            self._found[key] = [
+                source
+                for source in self._alike.get((target.group, target.size), ())
+                if not contradict(named, frozenset(source.words))
+                and _kinds_agree(target.layer, source.layer)
+            ]
+        return self._found[key]
 
 
 def _sized(layer: Layer, shape_of: Callable[[Slot], Shape]) -> Sized:
@@ -132,11 +149,18 @@ def _likely(one: frozenset[str], other: frozenset[str], _everywhere: frozenset[s
 def _buckets(
     targets: Sequence[Sized], sources: Sequence[Sized]
 ) -> Iterator[tuple[list[Sized], list[Sized]]]:
-    for key in dict.fromkeys((target.group, target.size) for target in targets):
-        mine = [target for target in targets if (target.group, target.size) == key]
-        theirs = [source for source in sources if (source.group, source.size) == key]
-        if key[1] is not None and theirs:
-            yield mine, theirs
+    theirs = _grouped(sources)
+    for key, mine in _grouped(targets).items():
+        if key[1] is not None and key in theirs:
+            yield mine, theirs[key]
+
+
+def _grouped(layers: Iterable[Sized]) -> dict[tuple[str, Shape | None], list[Sized]]:
+    """Layers of one kind and one size together."""
+    found: dict[tuple[str, Shape | None], list[Sized]] = {}
+    for one in layers:
+        found.setdefault((one.group, one.size), []).append(one)
+    return found
 
 
 def _pair_alike(targets: list[Sized], sources: list[Sized]) -> list[Couple]:
@@ -217,12 +241,17 @@ def _kinds_agree(target: Layer, source: Layer) -> bool:
 
 def _mutual(scores: Mapping[tuple[int, int], float]) -> list[tuple[int, int]]:
     """The pairs that are better than any other pair of either of the two."""
-
-    def best(i: int, j: int) -> bool:
-        rivals = (pair for pair in scores if (pair[0] == i) != (pair[1] == j))
-        return all(scores[rival] < scores[i, j] for rival in rivals)
-
-    return [pair for pair in scores if best(*pair)]
+    best: dict[
+        tuple[str, int], tuple[float, int]
+    ] = {}  # of each member, and how many pairs are so good
+    for (i, j), score in scores.items():
+        for one in (("mine", i), ("theirs", j)):
+            most, count = best.get(one, (score, 0))
+            if score >= most:
+                best[one] = score, count + 1 if score == most else 1
+    return [
+        (i, j) for (i, j), score in scores.items() if best["mine", i] == best["theirs", j] == (score, 1)
+    ]
 
 
 def _members(one: Family[Sized], other: Family[Sized], same: bool, evidence: str) -> Iterator[Couple]:

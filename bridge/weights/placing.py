@@ -19,7 +19,10 @@ from bridge.weights.casting import cast
 from bridge.weights.files.memory import rows_of
 from bridge.weights.report import Pair
 from bridge.weights.tensors import Source, Tensor
-from bridge.weights.turning import Rows, turn_of, turned
+from bridge.weights.turning import Rows, Turn, turn_of, turned
+
+# An array of fewer bytes is turned at once: panels of it would cost more than they save.
+_LEAST = 1 << 16
 
 Box = tuple[slice, ...]
 Read = Callable[[str], np.ndarray]
@@ -35,7 +38,7 @@ def array_of(
     first, tensor = pairs[0], source.tensors[pairs[0].key]
     if len(pairs) > 1 or not first.translation.fills or first.offset:
         array = _filled(pairs, lambda key: source.tensors[key].read(), _common(pairs, source), dtype)
-    elif turn := turn_of(first.translation):
+    elif turn := _turn(first, dtype):
         with _rows(first.key, tensor, dtype, look) as rows:
             return turned(turn, dtype, rows).reshape(first.translation.target_shape)
     else:
@@ -47,6 +50,12 @@ def array_of(
     if look:
         look(array)
     return array
+
+
+def _turn(pair: Pair, dtype: np.dtype) -> Turn | None:
+    """The turn that a pair is, where that is worth its panels."""
+    size = math.prod(pair.translation.target_shape) * dtype.itemsize
+    return turn_of(pair.translation) if size >= _LEAST else None
 
 
 def _ordered(pair: Pair, array: np.ndarray) -> np.ndarray:
@@ -138,7 +147,7 @@ def _box(
     except Uneven:
         return np.array(_filled(pairs, read, came, dtype)[box], order="C")
     parts = [replace(p, translation=part) for p, part in cut if part is not None]
-    turn, tensor = turn_of(parts[0].translation), source.tensors[parts[0].key]
+    turn, tensor = _turn(parts[0], dtype), source.tensors[parts[0].key]
     if len(parts) > 1 or parts[0].offset or not turn or not tensor.lying:
         return _filled(parts, read, came, dtype)
     with _rows(parts[0].key, tensor, dtype, mapped=arrays[parts[0].key]) as rows:

@@ -17,11 +17,11 @@ from bridge.weights.catalogue import torch_row, unfolded
 from bridge.weights.coalescing import coalesced
 from bridge.weights.pairing import (
     Couple,
+    Rivals,
     Shape,
     Sized,
     guess,
     key_of,
-    may_be,
     sized_source,
     sized_target,
     source_axes,
@@ -172,12 +172,12 @@ def _faults(pairs: Sequence[Pair]) -> Iterator[str]:
         if other.key != pair.key:
             yield _two_at_once(place, other.key, pair.key)
     counted = coverage([pair.translation for pair in taken.values()])
-    if (counted > 1).any():
+    if counted.twice:
         yield _two_at_once(place, *list(dict.fromkeys(pair.key for pair in pairs))[:2])
-    if empty := int((counted == 0).sum()):
+    if counted.empty:
         yield (
-            f"{place}: only {counted.size - empty} of its {counted.size} numbers are known to be in"
-            f" the source; the forward does not tell where the others are"
+            f"{place}: only {counted.size - counted.empty} of its {counted.size} numbers are known to"
+            f" be in the source; the forward does not tell where the others are"
         )
 
 
@@ -302,16 +302,19 @@ def _add_rest(
 ) -> None:
     """Adds a sentence for each layer of the Module that is in no couple."""
     arrays = [sized_source(layer, shapes) for layer in free_arrays(shapes, couples)]
+    rivals = {True: Rivals(arrays), False: Rivals(spare)}
     lost: list[Sized] = []
+    ambiguous: dict[int, Sequence[Sized]] = {}
     for layer in free_layers(targets, couples):
         target = sized_target(layer, targets.leaves)
-        rivals = arrays if layer.kind == ARRAY else spare
-        candidates = [source for source in rivals if may_be(target, source)]
+        candidates = rivals[layer.kind == ARRAY].of(target)
         if candidates:
-            draft.problems.append(_ambiguous(layer, [one.layer for one in candidates]))
-            draft.mentioned.update(key_of(slot) for one in candidates for slot in one.layer.slots)
+            draft.problems.append(_ambiguous(layer, [one.layer for one in candidates[: SHOWN + 1]]))
+            ambiguous[id(candidates)] = candidates  # once, for all layers that may be the same
         else:
             lost.append(target)
+    named = (one.layer for candidates in ambiguous.values() for one in candidates)
+    draft.mentioned.update(key_of(slot) for layer in named for slot in layer.slots)
     left = [one for one in (*spare, *arrays) if not _mentioned(one, draft)]
     likely = {id(couple.target): couple for couple in guess(lost, left)}
     for target in lost:

@@ -39,8 +39,9 @@ def renamed(
 def _checked(
     left: Any, pairs: list[tuple[str, str]], end: list[str], flip: bool
 ) -> Iterator[tuple[str, str]]:
+    there = {*end}
     for name, other in pairs:
-        if other not in end:
+        if other not in there:
             side = "source" if flip else "Module"
             raise WeightsError(
                 f"rename: {_text(left)!r} leads from {name!r} to {other!r}, which is not in the"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -151,6 +151,7 @@ def match_of(table: Table, module: Any, source: Any) -> Match:
     pairs: dict[str, Pair] = {}
     problems: list[str] = []
     left_over: dict[str, str] = {}
+    hint = paths.hints([*named])
     for key, tensor in opened.tensors.items():
         lines = _matching(table, key)
         if len(lines) > 1:
@@ -160,7 +161,7 @@ def match_of(table: Table, module: Any, source: Any) -> Match:
         for regex, (place, transform) in lines.items() if len(lines) == 1 else ():
             try:
                 turned = translation_of(transform, tensor.shape)
-                pairs[key] = Pair(key, _path(place, named), turned, f"the table: {regex}")
+                pairs[key] = Pair(key, _path(place, named, hint), turned, f"the table: {regex}")
             except WeightsError as error:
                 problems.append(f"{key}: {error}")
         if not lines and key not in unused:
@@ -175,10 +176,9 @@ def match_of(table: Table, module: Any, source: Any) -> Match:
     return replace(made, problems=(*problems, *target_faults(made, targets)))
 
 
-def _path(place: str, named: Mapping[str, Path]) -> Path:
+def _path(place: str, named: Mapping[str, Path], hint: Callable[[str], str]) -> Path:
     if place not in named:
-        nearest = paths.nearest(place, [*named])
-        raise WeightsError(f"the table leads it to {place!r}, which is not in the Module; {nearest}")
+        raise WeightsError(f"the table leads it to {place!r}, which is not in the Module{hint(place)}")
     return named[place]
 
 

@@ -123,6 +123,7 @@ def array_layer(path: Path) -> Layer:
 
 def _layers(module: Any, leaves: Mapping[Path, Leaf]) -> Iterator[Layer]:
     """The layers of every wrapped model in the tree that PyTorch has as well."""
+    boxed = _boxed(leaves)
     for path, node in walk(module):
         if not isinstance(node, Wrapped):
             continue
@@ -135,19 +136,23 @@ def _layers(module: Any, leaves: Mapping[Path, Leaf]) -> Iterator[Layer]:
             )
         for layer in layers:
             if torch_row(layer.kind) is not None:
-                yield _below(path, layer, leaves)
+                yield _below(path, layer, leaves, boxed)
 
 
-def _below(path: Path, layer: Layer, leaves: Mapping[Path, Leaf]) -> Layer:
+def _below(path: Path, layer: Layer, leaves: Mapping[Path, Leaf], boxed: Mapping[Path, Path]) -> Layer:
     """A layer with those of its arrays that the Module has, paths from its root."""
-    slots = (replace(slot, path=_leaf_at((*path, *slot.path), leaves)) for slot in layer.slots)
-    present = tuple(slot for slot in slots if slot.path in leaves)
+    own = ((slot, (*path, *slot.path)) for slot in layer.slots)
+    places = ((slot, place if place in leaves else boxed.get(place)) for slot, place in own)
+    present = tuple(replace(slot, path=place) for slot, place in places if place is not None)
     return replace(layer, path=(*path, *layer.path), slots=present)
 
 
-def _leaf_at(path: Path, leaves: Mapping[Path, Leaf]) -> Path:
-    """The path of an array, which a box such as `nn.Partitioned` puts one step further down."""
-    if path in leaves:
-        return path
-    inside = [leaf for leaf in leaves if leaf[:-1] == path]
-    return inside[0] if len(inside) == 1 else path
+def _boxed(leaves: Iterable[Path]) -> dict[Path, Path]:
+    """The arrays that are alone in what holds them, by its path.
+
+    A box such as `nn.Partitioned` puts its array one step below the array's own path.
+    """
+    found: dict[Path, list[Path]] = {}
+    for leaf in leaves:
+        found.setdefault(leaf[:-1], []).append(leaf)
+    return {holder: inside[0] for holder, inside in found.items() if len(inside) == 1}

@@ -6,6 +6,7 @@ import pytest
 
 import bridge as br
 from bridge.core.errors import FieldError, PathError, StructureError
+from bridge.core.leaves import Leaves
 
 normal = jax.nn.initializers.normal()
 
@@ -314,3 +315,31 @@ def test_a_pattern_that_selects_no_parameter(refuses):
         " 'layers.0.w', ...",
     ):
         net().freeze("layers.0", "steps")
+
+
+class Bundle(br.Module):
+    params: br.Parameter
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda module: module.at["*.kernel"].get(),
+        lambda module: module.at["*.kernel"].apply(lambda kernel: 2 * kernel),
+        lambda module: module.freeze("*.kernel"),
+        lambda module: module.freeze("params.layer_*"),
+        lambda module: module.freeze("*.kernel").parameters(),
+    ],
+)
+def test_a_glob_over_a_librarys_tree_builds_it_no_oftener_for_more_arrays(edit, monkeypatch):
+    built, tree = [], Leaves.tree
+    monkeypatch.setattr(Leaves, "tree", lambda bundle: built.append(bundle) or tree(bundle))
+
+    def count(layers):
+        arrays = {f"layer_{i}": {"kernel": jnp.ones(2), "bias": jnp.ones(3)} for i in range(layers)}
+        module = Bundle(Leaves.of(arrays))
+        built.clear()
+        edit(module)
+        return len(built)
+
+    assert count(11) == count(3)

@@ -9,7 +9,7 @@ import bridge as br
 from bridge.core import tensorfile
 from bridge.core.errors import WeightsError, WeightsWarning
 from bridge.core.notation import read
-from bridge.weights import turning
+from bridge.weights import placing, turning
 from bridge.weights.placing import array_of
 from bridge.weights.report import Pair
 from bridge.weights.sources import open_source
@@ -59,6 +59,7 @@ OTHERS = {
 @pytest.fixture(params=["small panels", "panels as they are"])
 def panels(request, monkeypatch):
     """Small ones, so that an array is of many in both directions, and the last ones are cut short."""
+    monkeypatch.setattr(placing, "_LEAST", 0)
     if request.param == "small panels":
         monkeypatch.setattr(tensorfile, "PIECE", 256)
         monkeypatch.setattr(turning, "_PANEL", 2048)

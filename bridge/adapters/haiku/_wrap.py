@@ -24,7 +24,7 @@ from bridge.core.module import plain
 from bridge.core.node import Node
 from bridge.core.opaque import Opaque
 from bridge.core.rng import place_key
-from bridge.core.wrapped import Wrapped, key_or_none
+from bridge.core.wrapped import Wrapped, key_or_none, parameter_names, takes_flag
 
 STATEFUL = (hk.TransformedWithState, hk.MultiTransformedWithState)
 # What Haiku's own errors begin with or hold, from haiku/_src/base.py: their classes are not public.
@@ -128,7 +128,8 @@ class Program:
     """A method of a target as Haiku's own pure functions, in one of the two modes.
 
     `signature` is a function with the signature that the arguments of a call have to fit, `where` what
-    errors call the module.
+    errors call the module, `takes_key` whether `apply_function` takes a key: hk.without_apply_rng takes
+    it out of the signature.
     """
 
     init_function: Callable[..., Any]
@@ -137,18 +138,20 @@ class Program:
     stateful: bool
     training: bool
     where: str
+    takes_key: bool = True
 
     @classmethod
     def of(cls, frame: Frame, target: Any, method: str, training: bool) -> Program:
         """The program of a method of a target, for the module of a frame."""
-        mode = {"training": training, "where": paths.name(frame.path)}
+        fields: dict[str, Any] = {"training": training, "where": paths.name(frame.path)}
         if isinstance(target, Several):
             init, stateful = target.target.init, isinstance(target.target, STATEFUL)
             apply = target.functions.get(method, _uncallable)
-            return cls(init, apply, functools.partial(init, None), stateful, **mode)
+            fields["takes_key"] = "rng" in parameter_names(apply)
+            return cls(init, apply, functools.partial(init, None), stateful, **fields)
         if isinstance(target, Construction):
-            made = hk.transform_with_state(target.method(mode["where"], method, training))
-            return cls(*made, target.signature(method), stateful=True, **mode)
+            made = hk.transform_with_state(target.method(fields["where"], method, training))
+            return cls(*made, target.signature(method), stateful=True, **fields)
         if method != "__call__":
             raise ModelError(
                 f"a Haiku function has no method {method!r}; wrap a class of Haiku modules to call"
@@ -156,8 +159,9 @@ class Program:
             )
         if isinstance(target, (hk.Transformed, hk.TransformedWithState)):
             signature = functools.partial(target.init, None)
-            return cls(*target, signature, isinstance(target, STATEFUL), **mode)
-        return cls(*hk.transform_with_state(target), target, stateful=True, **mode)
+            fields["takes_key"] = "rng" in parameter_names(target.apply)
+            return cls(*target, signature, isinstance(target, STATEFUL), **fields)
+        return cls(*hk.transform_with_state(target), target, stateful=True, **fields)
 
     def init(self, key: Any, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
         """The first params and state, in the program's mode whatever the arguments say."""
@@ -175,11 +179,6 @@ class Program:
             return self.apply_function(params, state, *args, **kwargs)
         return self.apply_function(params, *args, **kwargs), state
 
-    @property
-    def takes_key(self) -> bool:
-        """Whether Haiku's function takes a key: hk.without_apply_rng takes it out of the signature."""
-        return "rng" in inspect.signature(self.apply_function).parameters
-
 
 def _uncallable(*_: Any, **__: Any) -> Any:
     raise ModelError("the functions of a multi_transform are called by name, and none is __call__")
@@ -194,6 +193,8 @@ def _flagged(
     always: bool = False,
 ) -> tuple[Any, Any]:
     """Arguments with the train flag of a mode: where they do not give it, or `always`."""
+    if not takes_flag(function):
+        return args, kwargs
     try:
         given = inspect.signature(function).bind_partial(*args, **kwargs)
     except TypeError as error:

@@ -27,7 +27,7 @@ from bridge.core.module import plain
 from bridge.core.node import Node
 from bridge.core.opaque import Opaque
 from bridge.core.paths import Path
-from bridge.core.wrapped import Wrapped
+from bridge.core.wrapped import Wrapped, takes_flag
 
 PERTURBED = "perturbations"
 # flax/linen/fp8_ops.py and flax/training/train_state.py: scales whose "gradient" is their next value.
@@ -76,7 +76,8 @@ class LinenModule(Wrapped):
         """The output of Linen's own `apply`, and the collections after it."""
         program = self._program(frame, method, args, kwargs)
         variables = self.native()
-        if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in self.params.values):  # type: ignore[attr-defined]
+        dtypes = {leaf.dtype for leaf in self.params.values}  # type: ignore[attr-defined]
+        if not all(jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes):
             self._refuse_misfits(frame, program)  # which Linen itself takes for what it wants
         before = {name: tree for name, tree in variables.items() if name != "params"}
         if OVERWRITTEN in before and frame.mode == "train":
@@ -113,8 +114,10 @@ class LinenModule(Wrapped):
     def _program(self, frame: Frame, method: str, args: Any, kwargs: Any) -> Program:
         training = frame.mode == "train"
         module = _in_mode(self.model.value, method, training)
-        where = paths.name(frame.path)
-        return Program(module, method, *flagged(where, module, method, args, kwargs, training))
+        if takes_flag(getattr(module, method)):
+            where = paths.name(frame.path)
+            args, kwargs = flagged(where, module, method, args, kwargs, training)
+        return Program(module, method, args, kwargs)
 
     def _refuse_misfits(self, frame: Frame, program: Program) -> None:
         problems = self._problems(frame, program, missing=False)
@@ -376,6 +379,8 @@ def _misfit(frame: Frame, problems: list[str]) -> ModelError:
 
 def _same_variables(frame: Frame, before: Any, after: Any) -> None:
     """Raises StructureError, by collection, where a call made variables."""
+    if jax.tree.structure(before) == jax.tree.structure(after):
+        return
     old, new = ({path for path, _ in leaves_of(tree)} for tree in (before, after))
     problems = [f"{paths.join(path)}: made by the call, not by init" for path in sorted(new - old)]
     if problems:

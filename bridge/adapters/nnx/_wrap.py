@@ -40,7 +40,7 @@ from bridge.core.paths import Path
 from bridge.core.reseeding import Stream, lent, seeds
 from bridge.core.rng import DEFAULT
 from bridge.core.tree import find
-from bridge.core.wrapped import Wrapped
+from bridge.core.wrapped import Wrapped, parameter_names, takes_flag
 
 # flax/nnx/rnglib.py, Rngs._get_stream; flax/nnx/nn, of what was made without rngs
 _NO_STREAM = re.compile(r"No RngStream named '(.*?)' found in Rngs")
@@ -214,24 +214,32 @@ class Call:
 
     def _completed(self, model: nnx.Module, method: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments, with those that the caller leaves to the mode and to the rng of the call."""
-        where, training = paths.name(self.frame.path), self.frame.mode == "train"
-        holder, function = model, method
-        if isinstance(model, nnx.bridge.ToNNX):  # its flag is that of the Linen module which it holds
-            holder, function = model.to_nnx__module, self.kwargs.get("method") or "__call__"
-            function = function if callable(function) else getattr(holder, function)
-        said = {name: getattr(holder, name, None) for name in TRAIN_FLAGS}
-        # `train` is a method of every NNX module, and says nothing.
-        said = {name: value for name, value in said.items() if not callable(value)}
-        flags = SimpleNamespace(**{**said, self.method: function})
-        args, kwargs = flagged(where, flags, self.method, self.args, self.kwargs, training)
+        args, kwargs = self._flagged(model, method)
+        if self.keys is None or "rngs" in kwargs:
+            return args, kwargs
         parameters = inspect.signature(method).parameters
-        if self.keys is None or "rngs" in kwargs or "rngs" in list(parameters)[: len(args)]:
+        if "rngs" in list(parameters)[: len(args)]:
             return args, kwargs
         if self.frame.streams is not None and self.frame.streams.keys:
             return args, {**kwargs, "rngs": nnx.Rngs(self.keys)}
         if "rngs" in parameters and parameters["rngs"].default is inspect.Parameter.empty:
             self.frame.key(DEFAULT)  # raises: the method cannot do without
         return args, kwargs
+
+    def _flagged(self, model: nnx.Module, method: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with the train flag that the mode means, where nothing else says it."""
+        holder, function = model, method
+        if isinstance(model, nnx.bridge.ToNNX):  # its flag is that of the Linen module which it holds
+            holder, function = model.to_nnx__module, self.kwargs.get("method") or "__call__"
+            function = function if callable(function) else getattr(holder, function)
+        if not takes_flag(function):
+            return self.args, dict(self.kwargs)
+        said = {name: getattr(holder, name, None) for name in TRAIN_FLAGS}
+        # `train` is a method of every NNX module, and says nothing.
+        said = {name: value for name, value in said.items() if not callable(value)}
+        flags = SimpleNamespace(**{**said, self.method: function})
+        where, training = paths.name(self.frame.path), self.frame.mode == "train"
+        return flagged(where, flags, self.method, self.args, self.kwargs, training)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -300,11 +308,17 @@ class Call:
 
 def _lent(frame: Frame, cls: type, method: str) -> dict[str, Any] | None:
     """The keys of the call by stream for a method that takes `rngs`; None for one that does not."""
-    parameters = inspect.signature(getattr(cls, method)).parameters
-    kinds = {parameter.kind for parameter in parameters.values()}
-    hands_on = issubclass(cls, nnx.Sequential) and inspect.Parameter.VAR_KEYWORD in kinds
+    function = getattr(cls, method)
     # What is missing there is an error of NNX's when it is drawn from, and that says why.
-    return lent(frame) if "rngs" in parameters or hands_on else None
+    return lent(frame) if "rngs" in parameter_names(function) or _hands_on(cls, function) else None
+
+
+def _hands_on(cls: type, function: Any) -> bool:
+    """Whether a method of a Sequential hands what it is given by name on to the parts."""
+    if not issubclass(cls, nnx.Sequential):
+        return False
+    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+    return inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def wrap(module: Any) -> NnxModule:

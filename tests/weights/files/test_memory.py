@@ -80,3 +80,19 @@ def test_a_tensor_of_torch_is_mapped_and_taken_over(tmp_path):
     put = jax.device_put(array)
     assert put.unsafe_buffer_pointer() == array.ctypes.data
     np.testing.assert_array_equal(put, row.reshape(-1, 5))
+
+
+def test_a_tensor_of_torch_that_does_not_lie_row_by_row_is_read_as_it_is(tmp_path):
+    row = np.arange(COUNT, dtype=np.float32)
+    shape = {"shape": (5, COUNT // 5), "strides": (1, 5), "count": COUNT}
+    path = zipped(tmp_path / "a.pt", whole(mapping(a=tensor(**shape))), {"0": row.tobytes()})
+    found = open_source(path).tensors["a"]
+    assert found.lying is None
+    np.testing.assert_array_equal(found.read(), row.reshape(-1, 5).T)
+
+
+@pytest.mark.parametrize("start", [64, 36])
+def test_every_number_is_shown_whether_it_is_mapped_or_read(path, start):
+    shown = []
+    array = Lying(path, place(start)).read(lambda part: shown.append(part.copy()))
+    np.testing.assert_array_equal(np.concatenate(shown), array)
