@@ -41,15 +41,6 @@ class Dropout(br.Module):
         return dropped(self.rng, x * self.scale, self.rate)
 
 
-class Chain(br.Module):
-    layers: list[br.Module]
-
-    def __call__(self, x):
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-
 def dropped(key: Any, x: Any, rate: float) -> Any:
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
 
@@ -67,7 +58,7 @@ def chains() -> tuple[Side, Side]:
     def run(module, x, key):
         return module.apply(x, rng=key, mode="train")[0]
 
-    return (run, (Chain([Dropout(scale) for scale in scales]), X, KEY)), (plain, (scales, X, KEY))
+    return (run, (br.Sequential(*map(Dropout, scales)), X, KEY)), (plain, (scales, X, KEY))
 
 
 def folds(side: Side) -> int:

@@ -14,6 +14,7 @@ import pytest
 
 import bridge as br
 from tests.adapters.subjects import NATIVE, initialised, subject_of
+from tests.adapters.test_compiled_program import step
 
 KEY, X = jax.random.key(3), jnp.ones((5, 7))
 MODULES = 200
@@ -34,15 +35,6 @@ class Dropout(br.Module):
 
     def __call__(self, x):
         return dropped(self.rng, self.scale(x))
-
-
-class Chain(br.Module):
-    layers: list[br.Module]
-
-    def __call__(self, x):
-        for layer in self.layers:
-            x = layer(x)
-        return x
 
 
 def dropped(key, x):
@@ -78,8 +70,8 @@ def drawing(module, key):
 
 def test_a_key_is_folded_for_each_module_that_draws_and_for_no_other():
     quiet, loud = scales(MODULES), [Dropout(scale) for scale in scales(3)]
-    assert primitives(drawing, Chain(quiet), KEY)["random_fold_in"] == 0
-    assert primitives(drawing, Chain([*quiet, *loud]), KEY)["random_fold_in"] == 2 * len(loud)
+    assert primitives(drawing, br.Sequential(*quiet), KEY)["random_fold_in"] == 0
+    assert primitives(drawing, br.Sequential(*quiet, *loud), KEY)["random_fold_in"] == 2 * len(loud)
 
 
 def test_a_tree_with_dropout_everywhere_is_the_program_of_a_plain_function_with_as_many_folds():
@@ -91,7 +83,7 @@ def test_a_tree_with_dropout_everywhere_is_the_program_of_a_plain_function_with_
         return x
 
     numbers = [jnp.float32(number) for number in range(MODULES)]
-    ours = primitives(drawing, Chain([Dropout(scale) for scale in scales(MODULES)]), KEY)
+    ours = primitives(drawing, br.Sequential(*map(Dropout, scales(MODULES))), KEY)
     native = primitives(plain, numbers, numbers, KEY)
     assert ours["random_fold_in"] == 2 * MODULES
     assert ours == native
@@ -179,7 +171,7 @@ def python_calls(function):
 
 
 def test_a_jitted_call_runs_no_python_of_bridge():
-    module = Chain([Dropout(scale) for scale in scales(29)])
+    module = br.Sequential(*map(Dropout, scales(29)))
     first = jax.jit(lambda module: jax.tree.leaves(module)[0])
     first(module)
     assert python_calls(lambda: first(module)) == []
@@ -234,15 +226,6 @@ def sides(library):
     own = importlib.import_module(f"tests.adapters.programs_{library}")
     module, optimizer, x = started(library)
     static, tree = own.split(module)
-
-    def step(module, optimizer, x, y, key):
-        def loss_of(module):
-            out, after = module.apply(x, rng=key, mode="train")
-            return optax.l2_loss(out, y).mean(), after
-
-        (loss, module), grads = br.value_and_grad(loss_of, has_aux=True)(module)
-        module, optimizer = optimizer.step(grads, module)
-        return module, optimizer, loss
 
     y = jnp.zeros(jax.eval_shape(lambda module, x: module.eval()(x), module, x).shape)
     native = functools.partial(own.step, static, ADAM), tree, ADAM.init(tree[0])

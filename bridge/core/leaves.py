@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -87,6 +88,12 @@ class Frozen(dict[str, Any]):
     It keeps its order through JAX, which sorts a plain dict: layers may be called in order.
     """
 
+    __slots__ = ("_state",)
+
+    def __init__(self, entries: Any = ()) -> None:
+        super().__init__(entries)
+        self._state = tuple(self.values()), tuple(self)  # what flatten returns, at one read
+
     def _refuse(self, *_args: Any, **_kwargs: Any) -> Any:
         raise ImmutableError(
             "a dict inside a Module cannot be changed in place; assign a new one to the field:"
@@ -104,7 +111,7 @@ jax.tree_util.register_pytree_with_keys(
     Frozen,
     lambda d: (tuple((DictKey(key), value) for key, value in d.items()), tuple(d)),
     lambda keys, values: Frozen(zip(keys, values, strict=True)),
-    lambda d: (tuple(d.values()), tuple(d)),
+    operator.attrgetter("_state"),
 )
 
 

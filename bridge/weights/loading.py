@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -86,8 +86,8 @@ def load_state_dict(
         raise WeightsError(f"these weights do not fit the Module:\n{listed(problems)}")
     loaded: dict[Path, jax.Array] = {}
     findings: dict[str, Finding] = {}
-    for path, array in _put(_arrays(match, opened, targets.leaves, dtype, place_of, findings)):
-        loaded[path] = array
+    for made, array in _put(_arrays(match, opened, targets.leaves, dtype, place_of)):
+        loaded[made.path], findings[paths.join(made.path)] = array, made.found
     warn_of_non_finite(findings, stacklevel=2)
     return map_entries(module, lambda path, leaf: loaded.get(path, leaf))
 
@@ -127,49 +127,57 @@ def _sort(dtype: np.dtype) -> str:
     return next((name for name, sort in sorts.items() if jnp.issubdtype(dtype, sort)), str(dtype))
 
 
+class _Made(NamedTuple):
+    """An array, where it goes or is already, and what of it is not finite."""
+
+    path: Path
+    array: np.ndarray | jax.Array
+    where: Any
+    found: Finding
+
+
 def _arrays(
     match: Match,
     source: Source,
     leaves: Mapping[Path, Leaf],
     dtype: Any,
     place_of: Callable[[Path], Any],
-    findings: dict[str, Finding],
-) -> Iterator[tuple[Path, np.ndarray | jax.Array, Any]]:
-    """Each array and where it goes, or on its devices already; what is not finite to `findings`."""
+) -> Iterator[_Made]:
+    """Each array of a plan; one of several devices is on them already."""
     for path, pairs in by_path(match.pairs).items():
         came = jnp.result_type(*(source.tensors[pair.key].dtype for pair in pairs))
         wanted, where = _wanted_dtype(came, leaves[path].dtype, dtype), place_of(path)
-        found = findings[paths.join(path)] = Finding()
+        found = Finding()
         if where is not None and len(where.device_set) > 1:
-            yield path, sharded(pairs, source, wanted, where, found.look), where
+            array = sharded(pairs, source, wanted, where, found.look)
         else:
-            yield path, array_of(pairs, source, wanted, found.look), where
+            array = array_of(pairs, source, wanted, found.look)
+        yield _Made(path, array, where, found)
     for path, value in match.constants.items():
         array = np.full(leaves[path].shape, value, leaves[path].dtype)
-        yield path, array, place_of(path)
+        yield _Made(path, array, place_of(path), Finding())
 
 
-def _put(
-    arrays: Iterator[tuple[Path, np.ndarray | jax.Array, Any]],
-) -> Iterator[tuple[Path, jax.Array]]:
+def _put(arrays: Iterator[_Made]) -> Iterator[tuple[_Made, jax.Array]]:
     """Each array on its devices, several at a time, which costs half of one after the other.
 
     On a CPU they may share the host's memory, which is nobody else's.
     """
-    waiting: list[tuple[Path, Any]] = []
-    size, there = 0, None
-    for path, array, where in arrays:
-        if waiting and (size + array.nbytes > _AT_ONCE or where != there):
-            yield from _put_at_once(waiting, there)
+    waiting: list[_Made] = []
+    size = 0
+    for one in arrays:
+        if waiting and (size + one.array.nbytes > _AT_ONCE or one.where != waiting[0].where):
+            yield from _put_at_once(waiting)
             waiting, size = [], 0
-        waiting.append((path, array))
-        size, there = size + array.nbytes, where
-    yield from _put_at_once(waiting, there)
+        waiting.append(one)
+        size += one.array.nbytes
+    if waiting:
+        yield from _put_at_once(waiting)
 
 
-def _put_at_once(arrays: list[tuple[Path, Any]], where: Any) -> Iterator[tuple[Path, jax.Array]]:
-    placed = jax.device_put([array for _, array in arrays], where)
-    return zip((path for path, _ in arrays), placed, strict=True)
+def _put_at_once(arrays: list[_Made]) -> Iterator[tuple[_Made, jax.Array]]:
+    placed = jax.device_put([one.array for one in arrays], arrays[0].where)
+    return zip(arrays, placed, strict=True)
 
 
 def _places(sharding: Any, module: Any, leaves: Mapping[Path, Leaf]) -> Callable[[Path], Any]:

@@ -241,9 +241,7 @@ def _kinds_agree(target: Layer, source: Layer) -> bool:
 
 def _mutual(scores: Mapping[tuple[int, int], float]) -> list[tuple[int, int]]:
     """The pairs that are better than any other pair of either of the two."""
-    best: dict[
-        tuple[str, int], tuple[float, int]
-    ] = {}  # of each member, and how many pairs are so good
+    best: dict[tuple[str, int], tuple[float, int]] = {}  # its best score, and how many have that
     for (i, j), score in scores.items():
         for one in (("mine", i), ("theirs", j)):
             most, count = best.get(one, (score, 0))
